@@ -1,0 +1,1 @@
+"""Rankwright fine-tunes cross-encoder rerankers on your own data and proves whether it helped."""

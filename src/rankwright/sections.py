@@ -1,0 +1,242 @@
+"""What an experiment may say: one pydantic model for each room's section of the YAML.
+
+A room receives its own section and nothing else, so YAML and Python share these defaults.
+How a file becomes these models, and how its errors are told, is `config`'s business.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+Split = Literal["train", "dev", "test"]
+LossName = Literal["listwise", "bce", "ranknet", "lambda", "margin-mse", "kl"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+
+METRICS = ("mrr@1", "mrr@10", "mrr@100", "recall@1", "recall@10", "recall@100", "ndcg@10", "map")
+
+
+class Section(BaseModel):
+    """The common ground of all sections: unknown keys are refused, values cannot be changed afterwards."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataSection(Section):
+    """Where the collection comes from, and how it is cleaned and split."""
+
+    source: str = Field("seealso:", description="KIND:LOCATION, as in beir:data/scifact")
+    train: str | None = Field(None, description="the source's own name of the training split (default: train)")
+    dev: str | None = Field(None, description="the source's name of the dev split; cut from train when there is none")
+    test: str | None = Field(None, description="the source's name of the test split (default: test)")
+    dev_share: float = Field(0.1, gt=0, lt=0.5, description="share of the training queries that becomes dev")
+    test_share: float = Field(0.2, gt=0, lt=0.5, description="share that becomes test if there is one split only")
+    dedupe: bool = Field(True, description="merge copies of a text and unite their labels")
+    self_matches: Literal["drop", "keep"] = Field("drop", description="documents whose text is the query's own")
+    leaks: Literal["refuse", "report", "drop"] = Field("refuse", description="queries or pairs shared by two splits")
+    corpus: Literal["shared", "per_split"] = Field("shared", description="per_split: test searches its own rows only")
+    max_queries: dict[Split, int] = Field(default_factory=dict, description="a seeded sample of each split's queries")
+
+
+class DenseRetriever(Section):
+    """A sentence-transformers encoder and an exact FAISS inner-product index."""
+
+    kind: Literal["dense"]
+    model: str = "offline"
+    depth: int = Field(100, ge=1)
+    query_prompt: str = ""
+    document_prompt: str = ""
+    query_length: int | None = Field(None, ge=4, description="tokens; default: the model's own limit")
+    document_length: int | None = Field(None, ge=4, description="tokens; default: the model's own limit")
+    batch_size: int = Field(64, ge=1)
+
+
+class Bm25Retriever(Section):
+    """BM25 (Lucene's variant) over words, and over single characters where a script has no spaces."""
+
+    kind: Literal["bm25"]
+    depth: int = Field(100, ge=1)
+    k1: float = Field(0.9, ge=0)
+    b: float = Field(0.4, ge=0, le=1)
+
+
+class FuseRetriever(Section):
+    """Several runs made one: reciprocal rank fusion, or a weighted sum of min-max normalised scores."""
+
+    kind: Literal["fuse"]
+    of: list[str] = Field(min_length=2)
+    method: Literal["rrf", "weighted"] = "rrf"
+    rrf_k: int = Field(60, ge=1)
+    weights: list[float] | None = None
+    depth: int = Field(100, ge=1)
+
+    @model_validator(mode="after")
+    def _one_weight_each(self) -> FuseRetriever:
+        if self.method == "weighted" and len(self.weights or []) != len(self.of):
+            raise ValueError(f"weighted fusion of {len(self.of)} runs needs {len(self.of)} weights")
+        return self
+
+
+class ImportRetriever(Section):
+    """TREC run files of any engine, one for each split."""
+
+    kind: Literal["import"]
+    runs: dict[Split, str]
+    depth: int = Field(100, ge=1)
+
+
+Retriever = Annotated[DenseRetriever | Bm25Retriever | FuseRetriever | ImportRetriever, Field(discriminator="kind")]
+
+
+class MineSection(Section):
+    """How many candidates of which origin make a training group, and which are too doubtful to be negatives."""
+
+    candidates: str | None = Field(None, description="the retriever to mine from (default: the last one)")
+    negatives: int = Field(6, ge=0, description="mined from the retriever's candidates")
+    random: int = Field(2, ge=0, description="drawn from the whole corpus")
+    given: int = Field(0, ge=0, description="drawn from the negatives that the source gives")
+    positives: int | None = Field(None, ge=1, description="at most so many positives a group (default: all)")
+    window: tuple[int, int] = Field((1, 50), description="ranks to mine from, both ends included, from 1")
+    drop_above: float | None = Field(
+        0.95, gt=0, description="drop candidates scoring at least this share of the positive's score; null: none"
+    )
+    filter_by: str = Field("retriever", description="whose scores the filter reads: retriever, or a reranker")
+    unlabelled: int = Field(0, ge=0, description="groups without labels for a `groups: unlabelled` training")
+
+    @field_validator("window")
+    @classmethod
+    def _in_order(cls, window: tuple[int, int]) -> tuple[int, int]:
+        if not 1 <= window[0] <= window[1]:
+            raise ValueError("window must be [first, last] with 1 <= first <= last")
+        return window
+
+
+class DevSection(Section):
+    """The ranking metric that training watches, on the retriever's own candidates for dev queries."""
+
+    metric: str = "ndcg@10"
+    queries: int = Field(200, ge=1, description="a seeded sample of at most so many dev queries")
+    depth: int = Field(30, ge=2, description="candidates a query")
+    evaluations: int = Field(4, ge=1, description="how often an epoch")
+    patience: int | None = Field(4, ge=1, description="stop after so many evaluations without a new best; null: never")
+
+
+class LoraSection(Section):
+    """Low-rank adapters (peft), merged into the weights when the model is saved."""
+
+    rank: int = Field(16, ge=1)
+    alpha: int = Field(32, ge=1)
+    dropout: float = Field(0.05, ge=0, lt=1)
+    targets: list[str] | Literal["all-linear"] = "all-linear"
+
+
+class Training(Section):
+    """One named training."""
+
+    base: str = Field("offline", description="hub id, folder, other training's name, or offline")
+    groups: Literal["labelled", "unlabelled"] = "labelled"
+    loss: dict[LossName, float] = Field(default={"listwise": 1.0, "kl": 1.0})
+    kl_temperature: float = Field(0.05, gt=0, description="divides the teacher's scores before their softmax")
+    epochs: float = Field(1, gt=0)
+    max_steps: int | None = Field(None, ge=1)
+    batch: int = Field(8, ge=1, description="queries a micro-batch")
+    accumulate: int = Field(1, ge=1, description="micro-batches an optimiser step")
+    learning_rate: float = Field(2e-5, gt=0)
+    head_learning_rate: float | None = Field(None, gt=0, description="for the classification head (default: the same)")
+    warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps")
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    weight_decay: float = Field(0.01, ge=0)
+    clip: float | None = Field(1.0, gt=0, description="largest norm of the gradient")
+    max_length: int = Field(512, ge=8, description="tokens of a pair")
+    precision: Precision = "auto"
+    gradient_checkpointing: bool = False
+    lora: LoraSection | None = None
+    dev: DevSection | None = Field(default_factory=DevSection)
+    keep: Literal["best", "last"] = "best"
+    checkpoints: int = Field(4, ge=1, description="resumable checkpoints an epoch")
+    seed: int | None = Field(None, description="default: the experiment's")
+
+    @field_validator("loss", mode="before")
+    @classmethod
+    def _one_word(cls, loss: object) -> object:
+        return {loss: 1.0} if isinstance(loss, str) else loss
+
+    @model_validator(mode="after")
+    def _sensible(self) -> Training:
+        if not any(weight > 0 for weight in self.loss.values()):
+            raise ValueError("loss needs at least one term with a weight above 0")
+        if self.groups == "unlabelled" and (bad := set(self.loss) - {"kl", "margin-mse"}):
+            raise ValueError(f"unlabelled groups have no labels for {', '.join(sorted(bad))}; use kl or margin-mse")
+        if self.keep == "best" and self.dev is None:
+            raise ValueError("keep: best needs a dev section; say keep: last or give one")
+        return self
+
+
+class MergeSection(Section):
+    """Which models to average into one."""
+
+    models: list[str] = Field(default_factory=lambda: ["base", "finetuned"], min_length=1)
+    method: Literal["linear"] = "linear"
+    weights: list[float] | None = Field(None, description="one a model, summing to 1 (default: equal)")
+
+    @model_validator(mode="after")
+    def _one_weight_each(self) -> MergeSection:
+        if self.weights is not None and len(self.weights) != len(self.models):
+            raise ValueError(f"{len(self.models)} models need {len(self.models)} weights, not {len(self.weights)}")
+        if self.weights is not None and abs(sum(self.weights) - 1) > 1e-6:
+            raise ValueError(f"the weights sum to {sum(self.weights):g}, not to 1")
+        return self
+
+
+class RerankSection(Section):
+    """Which candidates each arm's model reorders."""
+
+    candidates: str | None = Field(None, description="the retriever to rerank (default: the last one)")
+    depth: int = Field(100, ge=1, description="candidates a query; those below keep the retriever's order")
+    arms: dict[str, str] | None = Field(
+        None, description="arm -> base, a training, merged, or a model (default: base, finetuned, merged)"
+    )
+    max_length: int = Field(512, ge=8)
+    precision: Precision = "auto"
+
+
+class EvaluateSection(Section):
+    """Which metrics, and how their uncertainty is measured."""
+
+    metrics: list[str] = Field(default_factory=lambda: list(METRICS), min_length=1)
+    split: Split = "test"
+    bootstrap: int = Field(2000, ge=100, description="resamples of the queries")
+    permutations: int = Field(10000, ge=100, description="draws of the paired randomisation test")
+    confidence: float = Field(0.95, gt=0.5, lt=1)
+
+
+class ReportSection(Section):
+    """What the page shows."""
+
+    title: str | None = None
+    examples: int = Field(10, ge=0, description="wins and losses shown, each")
+
+
+class Experiment(Section):
+    """A whole experiment. A section that is missing skips its room, save those that have defaults."""
+
+    name: str = Field("experiment", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    seed: int = 0
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
+    data: DataSection
+    retrieve: dict[str, Retriever] = Field(min_length=1)
+    mine: MineSection | None = None
+    train: dict[str, Training] = Field(default_factory=dict)
+    merge: MergeSection | None = None
+    rerank: RerankSection | None = None
+    evaluate: EvaluateSection | None = Field(default_factory=EvaluateSection)
+    report: ReportSection | None = Field(default_factory=ReportSection)
+
+    @field_validator("retrieve", "train")
+    @classmethod
+    def _plain_names(cls, named: dict[str, object]) -> dict[str, object]:
+        for name in named:
+            if not name.replace("-", "").replace("_", "").isalnum():
+                raise ValueError(f"{name!r} must be letters, digits, - and _, since it names files")
+        return named

