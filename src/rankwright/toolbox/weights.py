@@ -70,8 +70,7 @@ def _offline() -> Path:
 
 
 def _download(reference: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub import errors
+    from huggingface_hub import errors, snapshot_download
 
     local = "give a local folder (one with config.json, model.safetensors and a tokenizer), or `offline`"
     try:
