@@ -131,11 +131,21 @@ class LoraSection(Section):
     targets: list[str] | Literal["all-linear"] = "all-linear"
 
 
+class SampleSection(Section):
+    """A fresh seeded draw from each group in every epoch, as FlagEmbedding's trainer makes it."""
+
+    positives: int = Field(1, ge=1)
+    negatives: int = Field(7, ge=1)
+
+
 class Training(Section):
     """One named training."""
 
     base: str = Field("offline", description="hub id, folder, other training's name, or offline")
     groups: Literal["labelled", "unlabelled"] = "labelled"
+    sample: SampleSection | None = Field(
+        None, description="draw from each group anew in every epoch (default: use all)"
+    )
     loss: dict[LossName, float] = Field(default={"listwise": 1.0, "kl": 1.0})
     kl_temperature: float = Field(0.05, gt=0, description="divides the teacher's scores before their softmax")
     epochs: float = Field(1, gt=0)

@@ -30,6 +30,12 @@ def say(message: str) -> None:
     _console.print(f"  {escape(message)}")
 
 
+def stage_line(stage: str, action: str, why: str) -> None:
+    """One line of the walk: ``mine            runs    mine.negatives: 7 -> 3``."""
+    colour = {"reused": "dim", "done": "green"}.get(action, "bold")
+    _console.print(f"[bold]{escape(stage):<18}[/] [{colour}]{escape(action):<8}[/] {escape(why)}")
+
+
 @contextlib.contextmanager
 def bar(what: str, total: int, unit: str) -> Iterator[Advance]:
     """Show progress through `total` things called `unit`; yields the function that advances it."""

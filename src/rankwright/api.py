@@ -1,0 +1,126 @@
+"""The same verbs in Python: run an experiment, check one, or call a room with values of your own.
+
+    import rankwright as rw
+
+    result = rw.run("demo", overrides=["mine.negatives=3"])
+    print(result.table["rows"])
+
+The command line is written on top of this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from rankwright import config
+from rankwright.errors import ConfigError
+from rankwright.forecast import Work, forecast
+from rankwright.pipeline import Outcome, Walk
+from rankwright.rooms.data import DataReport, data
+from rankwright.sections import Experiment
+from rankwright.toolbox import progress
+from rankwright.toolbox.table import Table
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a walk came to: its folder, what became of each stage, and the table if it was reached."""
+
+    folder: Path
+    outcomes: list[Outcome]
+    table: Table | None
+
+    @property
+    def report(self) -> Path | None:
+        """The report's page, if there is one."""
+        page = self.folder / "report" / "index.html"
+        return page if page.exists() else None
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What a check found: the data, and the work that a run would be."""
+
+    experiment: Experiment
+    data: DataReport
+    work: list[Work]
+
+
+def shipped() -> list[str]:
+    """The names of the experiments that come with rankwright."""
+    return sorted(
+        file.name.removesuffix(".yaml") for file in _shipped_folder().iterdir() if file.name.endswith(".yaml")
+    )
+
+
+def load(experiment: str | Path, overrides: Sequence[str] = ()) -> tuple[Experiment, str]:
+    """An experiment by its file or, if no such file is there, by the name of a shipped one; and the file's text.
+
+    Raises:
+        ConfigError: neither; or the file cannot be understood.
+    """
+    path = Path(experiment)
+    if not path.exists() and path.parent == Path():
+        there = _shipped_folder() / f"{path.name.removesuffix('.yaml')}.yaml"
+        if not there.is_file():
+            raise ConfigError(
+                f"no experiment file {str(experiment)!r}",
+                hint=f"rankwright init DATA writes one; shipped with rankwright: {', '.join(shipped())}",
+            )
+        with resources.as_file(there) as path:
+            return config.load_experiment(path, overrides), path.read_text(encoding="utf-8")
+    return config.load_experiment(path, overrides), path.read_text(encoding="utf-8-sig")
+
+
+def run(
+    experiment: str | Path | Experiment | Mapping[str, Any],
+    *,
+    overrides: Sequence[str] = (),
+    runs: str | Path = "runs",
+    until: str | None = None,
+    quiet: bool = True,
+) -> Result:
+    """Walk an experiment, up to the room `until` or to the end; reuse what is done, go on with what was stopped.
+
+    `experiment` is a file, the name of a shipped one, an Experiment, or plain values.
+
+    Raises:
+        RankwrightError: of any kind. What was done before stays.
+    """
+    if quiet:
+        progress.silence()
+    resolved, source = _resolve(experiment, overrides)
+    walk = Walk(resolved, Path(runs))
+    outcomes = walk.run(until, source=source)
+    reached = any(outcome.stage == "evaluate" for outcome in outcomes)
+    return Result(walk.folder.root, outcomes, walk.boxes.table() if reached else None)
+
+
+def check(experiment: str | Path | Experiment | Mapping[str, Any], *, overrides: Sequence[str] = ()) -> Checked:
+    """Read the configuration and the data, train nothing, write nothing; say how much work a run would be.
+
+    Raises:
+        RankwrightError: whatever would stop a run before it trains.
+    """
+    resolved, _ = _resolve(experiment, overrides)
+    Walk(resolved)  # resolves all names
+    collection, report = data(resolved.data, resolved.seed)
+    return Checked(resolved, report, forecast(resolved, collection))
+
+
+def _resolve(
+    experiment: str | Path | Experiment | Mapping[str, Any], overrides: Sequence[str]
+) -> tuple[Experiment, str | None]:
+    if isinstance(experiment, (str, Path)):
+        return load(experiment, overrides)
+    if overrides:
+        raise ConfigError("overrides go with an experiment file; change the values themselves")
+    return (experiment if isinstance(experiment, Experiment) else config.validate(experiment)), None
+
+
+def _shipped_folder() -> Any:
+    return resources.files("rankwright") / "experiments"

@@ -1,0 +1,123 @@
+"""Each room's box in the run folder: which files hold it, and how they are written and read back.
+
+    data/      corpus.jsonl queries.jsonl qrels/*.tsv (BEIR), report.json
+    retrieve/  NAME.SPLIT.run (TREC)
+    mine/      groups.jsonl unlabelled.jsonl (FlagEmbedding's JSONL and more), dropped.jsonl
+    train/     NAME/model, NAME/log.jsonl
+    merge/     model
+    rerank/    ARM.SPLIT.run (TREC)
+    evaluate/  table.json table.md tests.json per_query.parquet
+    report/    index.html
+
+It knows formats, not the order of rooms nor when a box is still good.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rankwright.core import Collection, Group, Run
+from rankwright.plan import Model
+from rankwright.rooms.data import DataReport
+from rankwright.rooms.evaluate import Evaluation
+from rankwright.rooms.mine import Dropped, Mined
+from rankwright.toolbox.formats import beir, flag, trec
+from rankwright.toolbox.table import Table, markdown
+from rankwright.toolbox.weights import fingerprint, locate
+from rankwright.workspace import RunFolder, write_json, write_text
+
+
+class Boxes:
+    """What stands in a run folder. What was read once is kept; `save_…` writes into the folder given."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self.folder = folder
+
+    @functools.cached_property
+    def collection(self) -> Collection:
+        """The texts and qrels of the data stage."""
+        return beir.read(self.folder.stage("data")).collection
+
+    def save_data(self, out: Path, collection: Collection, report: DataReport) -> None:
+        """Write the collection and what was told about it."""
+        beir.write(collection, out)
+        write_json(out / "report.json", {"lines": report.lines(), **asdict(report)})
+        self.__dict__["collection"] = collection
+
+    def data_lines(self) -> list[str]:
+        """What the data stage told."""
+        return [str(line) for line in _json(self.folder.stage("data") / "report.json")["lines"]]
+
+    @functools.cache  # noqa: B019  # one Boxes lives as long as its walk
+    def candidates(self, retriever: str, split: str) -> Run:
+        """A retriever's run."""
+        return trec.read_run(self.folder.stage("retrieve") / f"{retriever}.{split}.run")
+
+    def save_candidates(self, out: Path, runs: Mapping[str, Mapping[str, Run]]) -> None:
+        """Write every run, a file each."""
+        for name, splits in runs.items():
+            for split, run in splits.items():
+                trec.write_run(out / f"{name}.{split}.run", run, name)
+
+    def groups(self, kind: str) -> list[Group]:
+        """Training groups, ``labelled`` or ``unlabelled``."""
+        name = "groups" if kind == "labelled" else kind
+        return flag.read_groups(self.folder.stage("mine") / f"{name}.jsonl")
+
+    def save_mined(self, out: Path, mined: Mined) -> None:
+        """Write the groups, and what was set aside."""
+        flag.write_groups(out / "groups.jsonl", mined.groups)
+        if mined.unlabelled:
+            flag.write_groups(out / "unlabelled.jsonl", mined.unlabelled)
+        write_text(out / "dropped.jsonl", "".join(_dropped_lines(mined.dropped)))
+
+    def model(self, model: Model) -> Path:
+        """The folder of a model; one from outside is fetched when it is not here."""
+        return self.folder.stage(model.stage) / "model" if model.stage else locate(model.name)
+
+    def model_fingerprint(self, model: Model) -> str:
+        """What a model's files hold, as a hash."""
+        return fingerprint(self.model(model))
+
+    def log(self, training: str) -> list[dict[str, Any]]:
+        """The records of a training's log."""
+        text = (self.folder.stage(f"train/{training}") / "log.jsonl").read_text(encoding="utf-8")
+        return [json.loads(line) for line in text.splitlines()]
+
+    def reranked(self, arm: str, split: str) -> Run:
+        """An arm's run."""
+        return trec.read_run(self.folder.stage("rerank") / f"{arm}.{split}.run")
+
+    def save_reranked(self, out: Path, arm: str, split: str, run: Run) -> None:
+        """Write an arm's run."""
+        trec.write_run(out / f"{arm}.{split}.run", run, arm)
+
+    def save_evaluation(self, out: Path, evaluation: Evaluation, provenance: Mapping[str, str]) -> None:
+        """Write the table (JSON and Markdown), the tests, and the values of each query."""
+        from pyarrow import parquet
+
+        table = evaluation.table(provenance)
+        write_json(out / "table.json", table)
+        write_text(out / "table.md", markdown(table))
+        write_json(out / "tests.json", evaluation.tests())
+        parquet.write_table(evaluation.per_query_table(), out / "per_query.parquet")
+
+    def table(self) -> Table:
+        """The table of the evaluate stage."""
+        table: Table = _json(self.folder.stage("evaluate") / "table.json")
+        return table
+
+
+def _dropped_lines(dropped: Iterable[Dropped]) -> Iterable[str]:
+    for candidate in dropped:
+        values = {name: value for name, value in vars(candidate).items() if value is not None}
+        yield json.dumps(values, ensure_ascii=False) + "\n"
+
+
+def _json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))

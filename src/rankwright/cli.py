@@ -1,0 +1,237 @@
+"""The command line: one command a room, and run, demo, check, status, init.
+
+Words for people go to stderr, results to stdout; `--json` makes the result JSON and silences the rest. Errors that
+are meant for people are caught here, once, and become one message and their own exit code. Importing this module
+loads neither torch nor pydantic, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from rankwright.errors import ConfigError, RankwrightError
+from rankwright.version import __version__
+
+if TYPE_CHECKING:
+    from rankwright.api import Result
+    from rankwright.pipeline import Outcome
+
+ROOM_HELP = {
+    "data": "Read, clean and split the collection.",
+    "retrieve": "Find candidates for every query: dense, BM25, fused, or imported runs.",
+    "mine": "Make training groups from the candidates, false negatives filtered.",
+    "train": "Fine-tune the cross-encoders; the best checkpoint on dev is kept.",
+    "merge": "Average models into one.",
+    "rerank": "Reorder the candidates with every arm's model.",
+    "evaluate": "Measure every arm, with intervals and paired tests.",
+    "report": "Write the HTML page.",
+}
+
+app = typer.Typer(
+    help="Fine-tune cross-encoder rerankers on your own data, and prove whether it helped.",
+    epilog="Exit codes: 2 configuration, 3 data, 4 model, 5 run folder, 6 missing package, 7 disk, 130 stopped.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+ExperimentFile = Annotated[
+    str, typer.Argument(help="the experiment's YAML file, or a shipped one's name (demo, scidocs)")
+]
+Override = Annotated[
+    list[str] | None, typer.Option("--set", metavar="a.b=c", help="override a value of the YAML; may be repeated")
+]
+Runs = Annotated[Path, typer.Option("--runs", help="where run folders are kept")]
+AsJson = Annotated[bool, typer.Option("--json", help="print the result as JSON on stdout, and nothing else")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="say what would run or be reused, and why; do nothing")]
+
+_RUNS = Path("runs")
+
+
+def main() -> None:
+    """The entry point: run the command, and turn errors for people into a message and an exit code."""
+    try:
+        app()
+    except RankwrightError as error:
+        typer.secho(f"error: {error}", err=True, fg="red" if sys.stderr.isatty() else None)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        typer.echo("stopped; the same command goes on from here", err=True)
+        sys.exit(130)
+
+
+@app.callback(invoke_without_command=True)
+def _front(version: Annotated[bool, typer.Option("--version", help="print the version")] = False) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def run(
+    experiment: ExperimentFile,
+    overrides: Override = None,
+    runs: Runs = _RUNS,
+    as_json: AsJson = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Walk the whole experiment: data, retrieve, mine, train, merge, rerank, evaluate, report.
+
+    What is done and unchanged is reused; what was stopped goes on. The run folder is RUNS/NAME.
+    """
+    _walk(experiment, None, overrides, runs, as_json=as_json, dry_run=dry_run)
+
+
+@app.command()
+def demo(overrides: Override = None, runs: Runs = _RUNS, as_json: AsJson = False, dry_run: DryRun = False) -> None:
+    """Run the shipped demo: real texts, a real encoder, no download, a few minutes on two cores.
+
+    The collection is made of the docstrings of installed packages: find what a function's See Also section names.
+    """
+    _walk("demo", None, overrides, runs, as_json=as_json, dry_run=dry_run)
+
+
+def _room_command(room: str) -> None:
+    def command(
+        experiment: ExperimentFile,
+        overrides: Override = None,
+        runs: Runs = _RUNS,
+        as_json: AsJson = False,
+        dry_run: DryRun = False,
+    ) -> None:
+        _walk(experiment, room, overrides, runs, as_json=as_json, dry_run=dry_run)
+
+    app.command(room, help=f"{ROOM_HELP[room]} Earlier rooms are walked first where they must be.")(command)
+
+
+for _name in ROOM_HELP:
+    _room_command(_name)
+
+
+@app.command()
+def check(experiment: ExperimentFile, overrides: Override = None, as_json: AsJson = False) -> None:
+    """Check configuration and data, and say how much work a run would be. Trains and writes nothing."""
+    from rankwright import api
+
+    checked = api.check(experiment, overrides=overrides or [])
+    if as_json:
+        work = [dataclasses.asdict(line) for line in checked.work]
+        _print_json({"data": dataclasses.asdict(checked.data), "work": work})
+        return
+    _print(*checked.data.lines(), "")
+    _print_work(checked.work)
+
+
+@app.command()
+def status(run: Annotated[Path, typer.Argument(help="a run folder, as in runs/demo")], as_json: AsJson = False) -> None:
+    """Show which stages of a run are done, and how far an unfinished training is."""
+    from rankwright.pipeline import status as read_status
+
+    stages = [dict(stage) for stage in read_status(run)]
+    if as_json:
+        _print_json({"run": str(run), "stages": stages})
+        return
+    for stage in stages:
+        more = f"{stage['seconds']:.1f} s" if "seconds" in stage else ""
+        more = f"{stage['steps']} steps" if "steps" in stage else more
+        _print(f"{stage['stage']:<18} {stage['state']:<10} {more}".rstrip())
+
+
+@app.command()
+def init(
+    data: Annotated[
+        str, typer.Argument(help="a data file or folder, or KIND:LOCATION as in hub:mteb/scidocs-reranking")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="the file to write")] = Path("experiment.yaml"),
+    force: Annotated[bool, typer.Option("--force", help="overwrite the file")] = False,
+) -> None:
+    """Write a commented starter experiment for your data."""
+    from rankwright.starter import starter
+
+    if out.exists() and not force:
+        raise ConfigError("the file is there already", where=str(out), hint="--force, or another --out")
+    out.write_text(starter(data, out.stem), encoding="utf-8")
+    _print(f"{out} is written. Next:", f"  rankwright check {out}", f"  rankwright run {out}")
+
+
+def _walk(
+    experiment: str, until: str | None, overrides: list[str] | None, runs: Path, *, as_json: bool, dry_run: bool
+) -> None:
+    from rankwright import api
+    from rankwright.pipeline import Walk
+
+    if dry_run:
+        outcomes = Walk(api.load(experiment, overrides or [])[0], runs).dry_run(until)
+        _show_plan(outcomes, as_json=as_json)
+        return
+    result = api.run(experiment, overrides=overrides or [], runs=runs, until=until, quiet=as_json)
+    if as_json:
+        _print_json(_as_values(result))
+    else:
+        _show(result)
+
+
+def _show(result: Result) -> None:
+    from rich.console import Console
+
+    from rankwright.toolbox.table import terminal
+
+    if result.table:
+        Console(width=None if sys.stdout.isatty() else 110, highlight=False).print("", terminal(result.table))
+    spent = [(outcome.stage, outcome.seconds) for outcome in result.outcomes if outcome.action != "reused"]
+    if spent:
+        total = sum(seconds for _, seconds in spent)
+        each = ", ".join(f"{stage} {seconds:.0f}" for stage, seconds in spent)
+        _print("", f"{total:.0f} s in all: {each}")
+    if result.report and result.outcomes[-1].stage == "report":
+        _print(f"report: {result.report}")
+    else:
+        _print(f"run folder: {result.folder}")
+
+
+def _show_plan(outcomes: list[Outcome], *, as_json: bool) -> None:
+    if as_json:
+        _print_json({"stages": [dataclasses.asdict(outcome) for outcome in outcomes]})
+        return
+    for outcome in outcomes:
+        _print(f"{outcome.stage:<18} {outcome.action:<8} {outcome.why}")
+
+
+def _print_work(work: list[Any]) -> None:
+    for line in work:
+        seconds = "?" if line.seconds is None else _duration(line.seconds)
+        memory = "" if line.gigabytes is None else f"{line.gigabytes:.1f} GB"
+        _print(f"{line.stage:<22} {line.amount:>12,} {line.unit:<14} {seconds:>8} {memory:>8}  {line.note}".rstrip())
+    known = [line.seconds for line in work if line.seconds is not None]
+    _print("", f"about {_duration(sum(known))} in all; rough: within a factor of two on an idle machine")
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _as_values(result: Result) -> dict[str, Any]:
+    return {
+        "run": str(result.folder),
+        "stages": [dataclasses.asdict(outcome) for outcome in result.outcomes],
+        "table": result.table,
+        "report": str(result.report) if result.report else None,
+    }
+
+
+def _print(*lines: str) -> None:
+    for line in lines:
+        typer.echo(line)
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=1, ensure_ascii=False))

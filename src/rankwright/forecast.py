@@ -1,0 +1,169 @@
+"""How much work an experiment is, before any of it is done: pairs, seconds and memory for each stage.
+
+Reads the collection and models' configurations; times one small batch of a model of the right shape with random
+weights. Estimates are rough (a factor of two), and say so.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from rankwright.core import Collection, relevant
+from rankwright.errors import RankwrightError
+from rankwright.plan import Model, Plan
+from rankwright.sections import DenseRetriever, Experiment, MineSection, Training
+from rankwright.toolbox import engine
+from rankwright.toolbox.device import choose_device
+from rankwright.toolbox.weights import locate
+
+TRAINING_PASSES = 3.3
+"""A training step costs about 3 forward passes (one forward, two backward), and the optimiser."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """One line of the forecast. `seconds` and `gigabytes` are None where they cannot be told, and `note` says why."""
+
+    stage: str
+    amount: int
+    unit: str
+    seconds: float | None = None
+    gigabytes: float | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """What a model costs: forward passes a second, parameters, and floats of activations that a pair keeps."""
+
+    per_second: float
+    parameters: int
+    activations: float
+
+
+def forecast(experiment: Experiment, collection: Collection) -> list[Work]:
+    """The work of each stage that computes with a model, in order."""
+    plan, told = Plan.of(experiment), []
+    shapes = _Shapes(experiment, collection)
+    for name, retriever in experiment.retrieve.items():
+        if isinstance(retriever, DenseRetriever):
+            texts = len(collection.documents) + len(collection.queries)
+            told.append(shapes.work(f"retrieve {name}", texts, "texts", Model("outside", retriever.model)))
+    if experiment.mine:
+        width = _group_width(collection, experiment.mine)
+        told.append(Work("mine", round(len(collection.qrels["train"]) * width), "pairs at most", 0.0))
+        told += [_training_work(name, experiment, collection, plan, shapes) for name in plan.trainings]
+    if experiment.rerank:
+        pairs = len(collection.qrels.get(plan.split, {})) * experiment.rerank.depth
+        told += [shapes.work(f"rerank {arm}", pairs, "pairs", _root(model, plan)) for arm, model in plan.arms.items()]
+    return told
+
+
+def _training_work(name: str, experiment: Experiment, collection: Collection, plan: Plan, shapes: _Shapes) -> Work:
+    section = experiment.train[name]
+    assert experiment.mine
+    queries = len(collection.qrels["train"])
+    labelled = section.groups == "labelled"
+    groups = queries if labelled else min(queries, experiment.mine.unlabelled)
+    width = (
+        _group_width(collection, experiment.mine)
+        if labelled
+        else 1 + experiment.mine.negatives + experiment.mine.random
+    )
+    if section.sample:
+        width = min(width, section.sample.positives + section.sample.negatives)
+    step_groups = section.batch * section.accumulate
+    epoch = math.ceil(groups / step_groups)
+    steps = min(max(1, round(epoch * section.epochs)), section.max_steps or epoch * 1_000_000)
+    pairs = round(steps * min(step_groups, groups) * width)
+    dev_passes = 0.0
+    if section.dev:
+        evaluations = 1 + section.dev.evaluations * max(1.0, steps / epoch)
+        dev_passes = evaluations * min(section.dev.queries, len(collection.qrels["dev"])) * section.dev.depth
+    return shapes.training(f"train {name}", pairs, dev_passes, _root(plan.bases[name], plan), section)
+
+
+def _root(model: Model, plan: Plan) -> Model:
+    """The model from outside that a model comes from: it has the same shape."""
+    while model.kind != "outside":
+        model = plan.bases[model.name] if model.kind == "train" else plan.merged[0]
+    return model
+
+
+def _group_width(collection: Collection, mine: MineSection) -> float:
+    counts = [len(relevant(grades)) for grades in collection.qrels["train"].values()]
+    positives = np.minimum(counts, mine.positives or max(counts))
+    return float(positives.mean()) + mine.negatives + mine.random + mine.given
+
+
+class _Shapes:
+    """The cost of each model that occurs, timed once."""
+
+    def __init__(self, experiment: Experiment, collection: Collection) -> None:
+        self.collection = collection
+        self.device = choose_device(experiment.device)
+        self.known: dict[tuple[str, bool], _Shape | str] = {}
+
+    def work(self, stage: str, amount: int, unit: str, model: Model) -> Work:
+        shape = self._of(model, pairs=unit == "pairs")
+        if isinstance(shape, str):
+            return Work(stage, amount, unit, note=shape)
+        return Work(stage, amount, unit, amount / shape.per_second, shape.parameters * 4 / 1e9 + 0.5)
+
+    def training(self, stage: str, pairs: int, dev_pairs: float, model: Model, section: Training) -> Work:
+        shape = self._of(model, pairs=True)
+        if isinstance(shape, str):
+            return Work(stage, pairs, "pairs", note=shape)
+        seconds = (pairs * TRAINING_PASSES + dev_pairs) / shape.per_second
+        trained = 0.02 if section.lora else 1.0
+        states = shape.parameters * 4 * (1 + 3 * trained)  # weights; gradients and AdamW's two moments
+        kept = 0.2 if section.gradient_checkpointing else 1.0
+        activations = shape.activations * 4 * kept * pairs / max(1, math.ceil(pairs / (section.batch * 10)))
+        return Work(stage, pairs, "pairs", seconds, (states + activations) / 1e9 + 0.5)
+
+    def _of(self, model: Model, *, pairs: bool) -> _Shape | str:
+        key = (model.name, pairs)
+        if key not in self.known:
+            try:
+                self.known[key] = self._time(model.name, pairs=pairs)
+            except RankwrightError as error:
+                self.known[key] = error.message
+        return self.known[key]
+
+    def _time(self, reference: str, *, pairs: bool) -> _Shape:
+        """Build the model's shape with random weights, and time a batch of typical length."""
+        import torch
+        from transformers import AutoConfig, AutoModel, AutoTokenizer
+
+        folder = locate(reference)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        shape = AutoConfig.from_pretrained(folder)
+        model = AutoModel.from_config(shape).eval().to(self.device)
+        tokens = self._typical_tokens(tokenizer, min(512, engine.longest_input(shape, tokenizer)), pairs=pairs)
+        count = max(1, engine.TOKEN_BUDGET[self.device.split(":")[0]] // tokens)
+        batch: Any = torch.zeros((count, tokens), dtype=torch.long, device=self.device)
+        times = []
+        with torch.inference_mode():
+            for _ in range(4):
+                started = time.perf_counter()
+                float(model(input_ids=batch).last_hidden_state.sum())
+                times.append(time.perf_counter() - started)
+        layers, hidden = int(shape.num_hidden_layers), int(shape.hidden_size)
+        return _Shape(count / min(times[1:]), model.num_parameters(), 20.0 * layers * hidden * tokens)
+
+    def _typical_tokens(self, tokenizer: Any, longest: int, *, pairs: bool) -> int:
+        """The mean length of a sample of the collection's texts, in tokens."""
+        documents = _mean_length(tokenizer, list(self.collection.documents.values()))
+        queries = _mean_length(tokenizer, list(self.collection.queries.values())) if pairs else 0
+        return max(4, min(longest, round(documents + queries)))
+
+
+def _mean_length(tokenizer: Any, texts: Sequence[str], sample: int = 200) -> float:
+    some = texts[:: max(1, len(texts) // sample)]
+    return float(np.mean([len(ids) for ids in tokenizer(list(some))["input_ids"]]))

@@ -1,0 +1,452 @@
+"""The corridor: the order of the rooms, which boxes can be used again, and what is said on the way.
+
+    data -> retrieve -> mine -> train -> merge -> rerank -> evaluate -> report
+
+Only this module knows the order. For every stage it says what the stage is made of (its key) and how to make it
+from the boxes of earlier ones; `workspace` decides whether it must be made.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rankwright import config
+from rankwright.boxes import Boxes
+from rankwright.core import SPLITS, content_hash
+from rankwright.errors import ArtefactError, ConfigError
+from rankwright.plan import RETRIEVAL, Model, Plan
+from rankwright.rooms.data import data
+from rankwright.rooms.evaluate import evaluate
+from rankwright.rooms.merge import merge
+from rankwright.rooms.mine import PairScorer, mine
+from rankwright.rooms.report import ReportView, report
+from rankwright.rooms.rerank import rerank
+from rankwright.rooms.retrieve import RetrieveContext, pair_scorer, retrieve
+from rankwright.rooms.train import DevSet, Workbench, train
+from rankwright.sections import Experiment, ImportRetriever, MergeSection, Section
+from rankwright.toolbox.formats.content import content, file_content
+from rankwright.toolbox.progress import say, stage_line
+from rankwright.toolbox.scorer import CachedScorer
+from rankwright.version import __version__
+from rankwright.workspace import Decision, MadeOf, RunFolder, disk_errors, stage_key, write_json, write_text
+
+ROOMS = ("data", "retrieve", "mine", "train", "merge", "rerank", "evaluate", "report")
+
+VERSIONS = dict.fromkeys(ROOMS, 1)
+"""Raise a room's number when the same input gives another output: boxes made before are then made anew."""
+
+_PACKAGES = (
+    *("torch", "transformers", "sentence-transformers", "accelerate", "peft", "faiss-cpu", "bm25s"),
+    *("ir-measures", "numpy", "scipy", "datasets"),
+)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage: what it would be made of now, and how to make it in a folder (returning what to tell)."""
+
+    name: str
+    made_of: Callable[[], MadeOf]
+    work: Callable[[Path], list[str]]
+
+
+@dataclass
+class Outcome:
+    """What became of a stage: ``ran``, ``resumed`` or ``reused`` (or would, in a dry run), why, and how long."""
+
+    stage: str
+    action: str
+    why: str
+    seconds: float = 0.0
+    lines: list[str] = field(default_factory=list)
+
+
+class Walk:
+    """An experiment on its way through the rooms, in the run folder ``runs/NAME``."""
+
+    def __init__(self, experiment: Experiment, runs: Path = Path("runs")) -> None:
+        self.experiment = experiment
+        self.plan = Plan.of(experiment)
+        self.folder = RunFolder(runs / experiment.name)
+        self.boxes = Boxes(self.folder)
+        self.context = RetrieveContext(
+            cache=self.folder.cache,
+            device=experiment.device,
+            per_split=experiment.data.corpus == "per_split",
+            drop_self=experiment.data.self_matches == "drop",
+        )
+
+    def run(self, until: str | None = None, *, source: str | None = None) -> list[Outcome]:
+        """Walk up to the room `until` (default: the last), making what cannot be reused.
+
+        `source` is the text of the experiment's file, kept beside the resolved one.
+
+        Raises:
+            RankwrightError: of any kind; what was done before it stays, and the same call goes on from there.
+        """
+        stages = self._until(until)
+        with self.folder.locked(), disk_errors(self.folder.root):
+            self._write_front(source)
+            return [self._walk_through(stage) for stage in stages]
+
+    def dry_run(self, until: str | None = None) -> list[Outcome]:
+        """What `run` would do, as far as can be said: a stage behind one that must run is made anew or not."""
+        outcomes: list[Outcome] = []
+        for stage in self._until(until):
+            try:
+                decision = self.folder.decide(stage.name, stage.made_of())
+            except _NotMadeError as missing:
+                decision = Decision(False, f"after {missing}")
+            action = "reuse" if decision.reuse else "resume" if decision.resume else "run"
+            outcomes.append(Outcome(stage.name, action, decision.why))
+        return outcomes
+
+    def stages(self) -> Iterator[Stage]:
+        """All stages of the experiment, in order."""
+        experiment = self.experiment
+        yield Stage("data", self._data_made_of, self._data)
+        yield Stage("retrieve", self._retrieve_made_of, self._retrieve)
+        if experiment.mine:
+            yield Stage("mine", self._mine_made_of, self._mine)
+        for name in self.plan.trainings:
+            yield Stage(f"train/{name}", partial(self._train_made_of, name), partial(self._train, name))
+        if experiment.merge:
+            yield Stage("merge", self._merge_made_of, self._merge)
+        if experiment.rerank:
+            yield Stage("rerank", self._rerank_made_of, self._rerank)
+        if experiment.evaluate:
+            yield Stage("evaluate", self._evaluate_made_of, self._evaluate)
+        if experiment.report and experiment.evaluate:
+            yield Stage("report", self._report_made_of, self._report)
+
+    def _until(self, until: str | None) -> list[Stage]:
+        stages = list(self.stages())
+        if until is None:
+            return stages
+        wanted = [place for place, stage in enumerate(stages) if stage.name.partition("/")[0] == until]
+        if not wanted:
+            raise ConfigError(f"the experiment has no {until} section", hint=f"add `{until}:` to it")
+        return stages[: wanted[-1] + 1]
+
+    def _walk_through(self, stage: Stage) -> Outcome:
+        made_of = stage.made_of()
+        decision = self.folder.decide(stage.name, made_of)
+        if decision.reuse:
+            stage_line(stage.name, "reused", decision.why)
+            return Outcome(stage.name, "reused", decision.why)
+        action = "resumed" if decision.resume else "ran"
+        stage_line(stage.name, "resumes" if decision.resume else "runs", decision.why)
+        started = time.monotonic()
+        with self.folder.making(stage.name, made_of) as out:
+            lines = stage.work(out)
+        for line in lines:
+            say(line)
+        seconds = time.monotonic() - started
+        stage_line(stage.name, "done", f"{seconds:.1f} s")
+        return Outcome(stage.name, action, decision.why, round(seconds, 2), lines)
+
+    def _write_front(self, source: str | None) -> None:
+        """The run folder's first page: the experiment as given, as resolved, and what it runs on."""
+        write_text(self.folder.root / "resolved.yaml", config.dump(self.experiment))
+        if source is not None:
+            write_text(self.folder.root / "experiment.yaml", source)
+        write_json(self.folder.root / "environment.json", environment())
+
+    def _key(self, stage: str) -> str:
+        done = self.folder.read(stage)
+        if done is None:
+            raise _NotMadeError(stage)
+        return str(done["key"])
+
+    def _inputs(self, *stages: str) -> dict[str, Any]:
+        return {f"input.{stage}": self._key(stage) for stage in stages}
+
+    def _model_input(self, model: Model) -> dict[str, Any]:
+        if model.stage:
+            return self._inputs(model.stage)
+        return {f"content.{model.name}": self.boxes.model_fingerprint(model)}
+
+    # -------------------------------------------------------------------------------------------- data
+
+    def _data_made_of(self) -> MadeOf:
+        section = self.experiment.data
+        held = {"content.data.source": content(section.source)}
+        return {**_config("data", section), "seed": self.experiment.seed, **held, "room": VERSIONS["data"]}
+
+    def _data(self, out: Path) -> list[str]:
+        collection, told = data(self.experiment.data, self.experiment.seed)
+        self.boxes.save_data(out, collection, told)
+        return told.lines()
+
+    # ---------------------------------------------------------------------------------------- retrieve
+
+    def _retrieve_made_of(self) -> MadeOf:
+        made: dict[str, Any] = {}
+        for name, retriever in self.experiment.retrieve.items():
+            made |= _config(f"retrieve.{name}", retriever)
+            if isinstance(retriever, ImportRetriever):
+                made |= {f"content.{path}": file_content(path) for path in retriever.runs.values()}
+            elif retriever.kind == "dense":
+                made |= self._model_input(Model("outside", retriever.model))
+        return {**made, **self._inputs("data"), "room": VERSIONS["retrieve"]}
+
+    def _retrieve(self, out: Path) -> list[str]:
+        runs = retrieve(self.boxes.collection, self.experiment.retrieve, self.context)
+        self.boxes.save_candidates(out, runs)
+        sizes = {split: len(run.rankings) for split, run in next(iter(runs.values())).items()}
+        told = ", ".join(f"{count:,} {split}" for split, count in sizes.items())
+        return [f"{', '.join(runs)}: candidates for {told} queries"]
+
+    def _pair_scorer(self, retriever: str) -> PairScorer:
+        splits = [split for split in SPLITS if split in self.boxes.collection.qrels]
+        runs = {split: self.boxes.candidates(retriever, split) for split in splits}
+        return pair_scorer(self.boxes.collection, retriever, self.experiment.retrieve, self.context, runs)
+
+    # -------------------------------------------------------------------------------------------- mine
+
+    def _mine_made_of(self) -> MadeOf:
+        section = self.experiment.mine
+        assert section
+        made: dict[str, Any] = {**_config("mine", section), "mine.candidates": self.plan.mine_from}
+        if section.filter_by != "retriever":
+            made |= self._model_input(Model("outside", section.filter_by))
+        return {**made, "seed": self.experiment.seed, **self._inputs("data", "retrieve"), "room": VERSIONS["mine"]}
+
+    def _mine(self, out: Path) -> list[str]:
+        section = self.experiment.mine
+        assert section
+        collection = self.boxes.collection
+        mined = mine(
+            collection,
+            self.boxes.candidates(self.plan.mine_from, "train"),
+            section,
+            teacher=self._pair_scorer(self.plan.mine_from),
+            filter_scores=None if section.filter_by == "retriever" else self._teacher(section.filter_by),
+            per_split=self.context.per_split,
+            seed=self.experiment.seed,
+        )
+        self.boxes.save_mined(out, mined)
+        return mined.lines(section)
+
+    def _teacher(self, reference: str) -> PairScorer:
+        scorer = CachedScorer(reference, cache=self.folder.cache, device=self.experiment.device)
+        collection = self.boxes.collection
+
+        def score(pairs: Any) -> Any:
+            texts = [(collection.queries[query], collection.documents[document]) for query, document in pairs]
+            return scorer(texts, what=f"score with {reference}")
+
+        return score
+
+    # ------------------------------------------------------------------------------------------- train
+
+    def _train_made_of(self, name: str) -> MadeOf:
+        section = self.experiment.train[name]
+        seed = self.experiment.seed if section.seed is None else section.seed
+        made = {
+            **_config(f"train.{name}", section),
+            f"train.{name}.seed": seed,
+            "train.dev.from": self.plan.rerank_from,
+        }
+        return {**made, **self._inputs("mine"), **self._model_input(self.plan.bases[name]), "room": VERSIONS["train"]}
+
+    def _train(self, name: str, out: Path) -> list[str]:
+        section = self.experiment.train[name]
+        dev = None
+        if section.dev:
+            dev = DevSet.of(self.boxes.collection, self.boxes.candidates(self.plan.rerank_from, "dev"), section.dev)
+        bench = Workbench(out, self.experiment.device, self.folder.cache, self.experiment.seed)
+        base = self.boxes.model(self.plan.bases[name])
+        trained = train(self.boxes.groups(section.groups), section, base=base, dev=dev, bench=bench)
+        return trained.lines()
+
+    # ------------------------------------------------------------------------------------------- merge
+
+    def _merge_made_of(self) -> MadeOf:
+        section = self.experiment.merge
+        assert section
+        made: dict[str, Any] = _config("merge", section)
+        for model in self.plan.merged:
+            made |= self._model_input(model)
+        return {**made, "merge.models": [model.name for model in self.plan.merged], "room": VERSIONS["merge"]}
+
+    def _merge(self, out: Path) -> list[str]:
+        section = self.experiment.merge
+        assert section
+        folders = [self.boxes.model(model) for model in self.plan.merged]
+        named = MergeSection(**{**section.model_dump(), "models": [model.name for model in self.plan.merged]})
+        return merge(folders, named, out / "model").lines()
+
+    # ------------------------------------------------------------------------------------------ rerank
+
+    def _rerank_made_of(self) -> MadeOf:
+        section = self.experiment.rerank
+        assert section
+        made: dict[str, Any] = {**_config("rerank", section), "rerank.candidates": self.plan.rerank_from}
+        made["rerank.arms"] = {arm: model.name for arm, model in self.plan.arms.items()}
+        made["rerank.split"] = self.plan.split
+        for model in self.plan.arms.values():
+            made |= self._model_input(model)
+        return {**made, **self._inputs("data", "retrieve"), "room": VERSIONS["rerank"]}
+
+    def _rerank(self, out: Path) -> list[str]:
+        section = self.experiment.rerank
+        assert section
+        candidates = self.boxes.candidates(self.plan.rerank_from, self.plan.split)
+        told = []
+        for arm, model in self.plan.arms.items():
+            scorer = CachedScorer(
+                self.boxes.model(model),
+                cache=self.folder.cache,
+                device=self.experiment.device,
+                max_length=section.max_length,
+                precision=section.precision,
+            )
+            run = rerank(
+                self.boxes.collection,
+                candidates,
+                partial(scorer, what=f"rerank {arm}"),
+                depth=section.depth,
+            )
+            self.boxes.save_reranked(out, arm, self.plan.split, run)
+            told.append(f"{arm}: {model.name}, {scorer.precision}")
+        return told
+
+    # ---------------------------------------------------------------------------------------- evaluate
+
+    def _arms(self) -> list[str]:
+        return list(self.plan.arms) if self.experiment.rerank else []
+
+    def _evaluate_made_of(self) -> MadeOf:
+        section = self.experiment.evaluate
+        assert section
+        inputs = ("data", "retrieve", *(["rerank"] if self.experiment.rerank else []))
+        made = {**_config("evaluate", section), "evaluate.retriever": self.plan.rerank_from}
+        return {**made, "seed": self.experiment.seed, **self._inputs(*inputs), "room": VERSIONS["evaluate"]}
+
+    def _evaluate(self, out: Path) -> list[str]:
+        section = self.experiment.evaluate
+        assert section
+        runs = self._runs()
+        evaluation = evaluate(runs, self.boxes.collection.qrels[section.split], section, self.experiment.seed)
+        self.boxes.save_evaluation(out, evaluation, self.provenance())
+        return [f"{len(evaluation.queries):,} {section.split} queries, {len(runs)} arms"]
+
+    def _runs(self) -> dict[str, Any]:
+        runs = {RETRIEVAL: self.boxes.candidates(self.plan.rerank_from, self.plan.split)}
+        return runs | {arm: self.boxes.reranked(arm, self.plan.split) for arm in self._arms()}
+
+    def provenance(self) -> dict[str, str]:
+        """Where the table's numbers come from: data, candidates, models, versions."""
+        retriever = self.experiment.retrieve[self.plan.rerank_from]
+        told = {
+            "data": f"{self.experiment.data.source} ({self._key('data')[:12]})",
+            "candidates": f"{self.plan.rerank_from}: {getattr(retriever, 'model', retriever.kind)}"
+            f" ({self._key('retrieve')[:12]})",
+        }
+        for arm in self._arms():
+            model = self.plan.arms[arm]
+            told[arm] = f"{model.name} ({self.boxes.model_fingerprint(model)[:12]})"
+        told["experiment"] = content_hash([config.dump(self.experiment)])[:12]
+        packages = ("torch", "transformers", "ir-measures")
+        versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
+        told["versions"] = f"rankwright {__version__}, {versions}"
+        return told
+
+    # ------------------------------------------------------------------------------------------ report
+
+    def _report_made_of(self) -> MadeOf:
+        section = self.experiment.report
+        assert section
+        stages = ["data", "retrieve", "evaluate", *(f"train/{name}" for name in self.plan.trainings)]
+        return {**_config("report", section), **self._inputs(*stages), "room": VERSIONS["report"]}
+
+    def _report(self, out: Path) -> list[str]:
+        section = self.experiment.report
+        assert section
+        collection = self.boxes.collection
+        done = {stage.name: self.folder.read(stage.name) for stage in self.stages()}
+        view = ReportView(
+            title=section.title or self.experiment.name,
+            table=self.boxes.table(),
+            runs=self._runs(),
+            qrels=collection.qrels[self.plan.split],
+            queries=collection.queries,
+            documents=collection.documents,
+            trainings={name: self.boxes.log(name) for name in self.plan.trainings},
+            data_lines=self.boxes.data_lines(),
+            seconds={name: float(stage["seconds"]) for name, stage in done.items() if stage},
+            examples=section.examples,
+        )
+        write_text(out / "index.html", report(view))
+        return [str(out / "index.html")]
+
+
+class _NotMadeError(Exception):
+    """A stage is asked for whose input is not made yet (only a dry run meets it)."""
+
+
+def environment() -> dict[str, Any]:
+    """What this process runs on: versions, processor, threads."""
+    packages = {name: _version(name) for name in _PACKAGES}
+    return {
+        "rankwright": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cores": os.cpu_count(),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "packages": packages,
+    }
+
+
+def status(run: Path) -> list[Mapping[str, Any]]:
+    """Each stage of a run folder: done or unfinished, how long it took, how far a training is.
+
+    Raises:
+        ArtefactError: there is no run in the folder.
+    """
+    resolved = run / "resolved.yaml"
+    if not resolved.exists():
+        raise ArtefactError("no run is here", where=str(run), hint="name a run folder, as in runs/demo")
+    walk = Walk(config.load_experiment(resolved), run.parent)
+    walk.folder = RunFolder(run)
+    return [_stage_status(walk, stage.name) for stage in walk.stages()]
+
+
+def _stage_status(walk: Walk, name: str) -> dict[str, Any]:
+    done = walk.folder.read(name)
+    if done:
+        return {"stage": name, "state": "done", "seconds": done["seconds"], "key": done["key"]}
+    folder = walk.folder.stage(name)
+    if not (folder / "unfinished").exists():
+        return {"stage": name, "state": "not begun"}
+    log = folder / "log.jsonl"
+    steps = log.read_text(encoding="utf-8").count('"loss"') if log.exists() else None
+    return {"stage": name, "state": "unfinished", **({"steps": steps} if steps is not None else {})}
+
+
+def _config(name: str, section: Section) -> dict[str, Any]:
+    """A section, flat: ``{"mine.negatives": 7, …}``."""
+    flat: dict[str, Any] = {}
+    for key, value in section.model_dump(mode="json").items():
+        flat[f"{name}.{key}"] = value
+    return flat
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+__all__ = ["ROOMS", "Outcome", "Stage", "Walk", "environment", "stage_key", "status"]

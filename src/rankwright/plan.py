@@ -1,0 +1,151 @@
+"""What the names in an experiment stand for: which retriever, which model, in which order.
+
+Reads an Experiment and nothing else: no files, no models. `base` is what the last training starts from, `finetuned`
+the last training unless one bears that name, `merged` the merge; any other word is a training's name, or a model
+from outside (a folder, a hub id, `offline`).
+"""
+
+from __future__ import annotations
+
+import difflib
+import graphlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from rankwright.errors import ConfigError
+from rankwright.sections import Experiment
+
+RETRIEVAL = "retrieval"
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model by where it comes from: ``train`` (and its name), ``merge``, or ``outside`` (and its reference)."""
+
+    kind: str
+    name: str
+
+    @property
+    def stage(self) -> str | None:
+        """The stage that makes it, or None for a model from outside."""
+        return f"train/{self.name}" if self.kind == "train" else "merge" if self.kind == "merge" else None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An experiment with all its names resolved.
+
+    `trainings` stand in an order in which each follows its base; `arms` maps an arm of the table to its model.
+    """
+
+    mine_from: str
+    rerank_from: str
+    trainings: tuple[str, ...]
+    bases: dict[str, Model]
+    arms: dict[str, Model]
+    merged: tuple[Model, ...]
+    split: str
+
+    @classmethod
+    def of(cls, experiment: Experiment) -> Plan:
+        """Resolve the names.
+
+        Raises:
+            ConfigError: a name that stands for nothing, trainings that start from one another in a circle, or a
+                section that needs another one.
+        """
+        _check_sections(experiment)
+        names = _Names(experiment)
+        bases = {name: names.base(name) for name in experiment.train}
+        rerank = experiment.rerank
+        arms = dict(rerank.arms) if rerank and rerank.arms is not None else names.usual_arms() if rerank else {}
+        if RETRIEVAL in arms:
+            raise ConfigError(f"rerank.arms: {RETRIEVAL!r} is the retriever's own column; use another name")
+        merge = experiment.merge
+        return cls(
+            mine_from=_retriever(experiment, experiment.mine and experiment.mine.candidates, "mine.candidates"),
+            rerank_from=_retriever(experiment, rerank and rerank.candidates, "rerank.candidates"),
+            trainings=_in_order(bases),
+            bases=bases,
+            arms={arm: names.model(word, f"rerank.arms.{arm}") for arm, word in arms.items()},
+            merged=tuple(names.model(word, "merge.models") for word in merge.models) if merge else (),
+            split=experiment.evaluate.split if experiment.evaluate else "test",
+        )
+
+
+class _Names:
+    def __init__(self, experiment: Experiment) -> None:
+        self.experiment = experiment
+        self.trainings = list(experiment.train)
+
+    def base(self, training: str) -> Model:
+        word = self.experiment.train[training].base
+        if word == training:
+            raise ConfigError(f"train.{training} starts from itself")
+        if word in self.trainings:
+            return Model("train", word)
+        return self._outside(word, f"train.{training}.base", self.trainings)
+
+    def model(self, word: str, where: str) -> Model:
+        if word in self.trainings:
+            return Model("train", word)
+        if word in ("base", "finetuned"):
+            if not self.trainings:
+                raise ConfigError(f"{where}: there is no training that {word!r} could mean")
+            last = self._last()
+            return Model("train", last) if word == "finetuned" else self.base(last)
+        if word == "merged":
+            if self.experiment.merge is None or where.startswith("merge."):
+                raise ConfigError(f"{where}: there is no merge section that {word!r} could mean")
+            return Model("merge", "merged")
+        return self._outside(word, where, [*self.trainings, "base", "finetuned", "merged"])
+
+    def usual_arms(self) -> dict[str, str]:
+        arms = {"base": "base", "finetuned": "finetuned"} if self.trainings else {}
+        return arms | ({"merged": "merged"} if self.experiment.merge else {})
+
+    def _last(self) -> str:
+        """The training that no other starts from, the last of them as written."""
+        used = {self.experiment.train[name].base for name in self.trainings}
+        return [name for name in self.trainings if name not in used][-1]
+
+    @staticmethod
+    def _outside(word: str, where: str, known: Iterable[str]) -> Model:
+        close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.7)
+        if close and "/" not in word and not Path(word).exists():
+            raise ConfigError(f"{where}: no training or model folder {word!r}; did you mean {close[0]}?")
+        return Model("outside", word)
+
+
+def _check_sections(experiment: Experiment) -> None:
+    wants_labels = [name for name, training in experiment.train.items() if training.groups == "labelled"]
+    wants_none = [name for name, training in experiment.train.items() if training.groups == "unlabelled"]
+    if experiment.train and experiment.mine is None:
+        raise ConfigError("train needs groups, and there is no mine section", hint="mine: {} takes its defaults")
+    mine = experiment.mine
+    if mine and wants_none and not mine.unlabelled:
+        raise ConfigError(
+            f"train.{wants_none[0]} takes groups: unlabelled, and mine.unlabelled is 0", hint="mine: {unlabelled: 1000}"
+        )
+    if mine and wants_labels and not (mine.negatives or mine.random or mine.given):
+        raise ConfigError("mine: negatives, random and given are all 0, so that no group would hold a negative")
+
+
+def _retriever(experiment: Experiment, wanted: str | None, where: str) -> str:
+    names = list(experiment.retrieve)
+    if wanted is None:
+        return names[-1]
+    if wanted not in names:
+        close = difflib.get_close_matches(wanted, names, n=1)
+        guess = f"did you mean {close[0]}?" if close else f"the retrievers are {', '.join(names)}"
+        raise ConfigError(f"{where}: there is no retriever {wanted!r}; {guess}")
+    return wanted
+
+
+def _in_order(bases: dict[str, Model]) -> tuple[str, ...]:
+    needs = {name: [base.name] if base.kind == "train" else [] for name, base in bases.items()}
+    try:
+        return tuple(graphlib.TopologicalSorter(needs).static_order())
+    except graphlib.CycleError as error:
+        raise ConfigError(f"trainings that start from one another: {' -> '.join(error.args[1])}") from None

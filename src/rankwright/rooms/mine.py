@@ -1,0 +1,293 @@
+"""Candidates -> training groups: which documents stand beside a query's positives, and which are too doubtful to.
+
+In: the collection, the retriever's run for the training queries, and a function that gives scores to pairs.
+Out: groups with labels, groups without (for label-free distillation), and every candidate that was set aside
+with its reason. It does not know which retriever or teacher scores, nor how a group is trained on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rankwright.core import Collection, Group, Run, canonical, relevant
+from rankwright.errors import DataError
+from rankwright.sections import MineSection
+
+PairScorer = Callable[[Sequence[tuple[str, str]]], NDArray[np.float32]]
+"""(query id, document id) pairs -> scores, float32 (len(pairs),); NaN where there is none."""
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """A candidate that is not used as a negative, and why: for a person to review."""
+
+    query_id: str
+    query: str
+    document_id: str
+    document: str
+    rank: int
+    reason: str
+    score: float | None = None
+    positive_score: float | None = None
+
+
+@dataclass
+class Mined:
+    """What mining gives: `groups` to train on, `unlabelled` ones, `dropped` candidates, and counts to show."""
+
+    groups: list[Group] = field(default_factory=list)
+    unlabelled: list[Group] = field(default_factory=list)
+    dropped: list[Dropped] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def lines(self, section: MineSection) -> list[str]:
+        """What happened, for the terminal."""
+        origins = Counter(origin for group in self.groups for origin in group.origins)
+        made = ", ".join(f"{count:,} {origin}" for origin, count in sorted(origins.items()))
+        told = [f"{len(self.groups):,} groups, {sum(origins.values()):,} pairs: {made}"]
+        if self.unlabelled:
+            told.append(f"{len(self.unlabelled):,} groups without labels, {sum(map(len, self.unlabelled)):,} pairs")
+        reasons = Counter(dropped.reason for dropped in self.dropped)
+        told += [f"{count:,} candidates set aside: {reason}" for reason, count in reasons.most_common()]
+        told += [f"{count:,} {what}" for what, count in sorted(self.counts.items()) if count]
+        return told
+
+
+def mine(
+    collection: Collection,
+    run: Run,
+    section: MineSection,
+    *,
+    teacher: PairScorer,
+    filter_scores: PairScorer | None = None,
+    per_split: bool = False,
+    seed: int = 0,
+) -> Mined:
+    """Make the training groups.
+
+    A mined negative comes from the ranks in `window`. It is never a relevant document, a copy of one, the query
+    itself, or a text that is a dev or test query. It is set aside when its score s reaches the share `drop_above`
+    of the query's positives' mean score p: s >= p - (1 - drop_above) |p|, which is NV-Retriever's positive-aware
+    rule (Moreira et al. 2024, arXiv:2407.15831) carried over to several positives and to negative scores.
+    Groups that find too few candidates stay smaller and are counted.
+
+    Args:
+        collection: texts and qrels; its training split is mined.
+        run: the retriever's candidates for the training queries.
+        section: how many of what.
+        teacher: the retriever's own scores, which the groups keep for `kl` and `margin-mse`.
+        filter_scores: whose scores the filter reads (default: the teacher's).
+        per_split: whether random negatives come from the training split's own documents only.
+        seed: of all draws; each query draws for itself, so one query's change leaves the others alone.
+
+    Raises:
+        DataError: no group came out.
+    """
+    sources = _Sources(collection, run, section, per_split=per_split, seed=seed)
+    mined = Mined()
+    queries = list(collection.qrels["train"])
+    thresholds = _thresholds(sources, queries, filter_scores or teacher)
+    for query in queries:
+        if group := _group(sources, query, thresholds, mined):
+            mined.groups.append(group)
+    if not mined.groups:
+        raise DataError("mining made no group: no training query has both a positive and a negative")
+    if section.unlabelled:
+        mined.unlabelled = _unlabelled(sources, queries)
+    mined.groups = _with_teacher(mined.groups, teacher)
+    mined.unlabelled = _with_teacher(mined.unlabelled, teacher)
+    return mined
+
+
+class _Sources:
+    """What every query's draw looks at."""
+
+    def __init__(self, collection: Collection, run: Run, section: MineSection, *, per_split: bool, seed: int) -> None:
+        self.collection = collection
+        self.run = run
+        self.section = section
+        self.seed = seed
+        self.texts = {document: canonical(text) for document, text in collection.documents.items()}
+        self.corpus = list(collection.split_documents("train", per_split=per_split))
+        self.held_out = {
+            canonical(text) for split in ("dev", "test") for text in collection.split_queries(split).values()
+        }
+
+    def rng(self, query: str, purpose: str) -> np.random.Generator:
+        digest = hashlib.blake2b(f"{self.seed}\0{purpose}\0{query}".encode(), digest_size=8).digest()
+        return np.random.default_rng(int.from_bytes(digest, "little"))
+
+    def window(self, query: str) -> list[tuple[int, str]]:
+        """(rank, document id) within the window."""
+        first, last = self.section.window
+        return list(enumerate(self.run.documents(query)[first - 1 : last], start=first))
+
+    def reason(self, query: str, document: str, positives: Mapping[str, str]) -> str | None:
+        """Why a document cannot be a negative whatever its score, or None. `positives`: canonical text -> id."""
+        text = self.texts[document]
+        if text == canonical(self.collection.queries[query]):
+            return "the query itself"
+        if text in positives:
+            return "a copy of a relevant document"
+        if text in self.held_out:
+            return "the text of a dev or test query"
+        return None
+
+
+def _thresholds(
+    sources: _Sources, queries: Sequence[str], scores: PairScorer
+) -> dict[str, tuple[dict[str, float], float]]:
+    """Query id -> (candidate id -> score, mean score of the positives); empty when nothing is filtered."""
+    if sources.section.drop_above is None or not sources.section.negatives:
+        return {}
+    pairs, spans = [], []
+    for query in queries:
+        positives = relevant(sources.collection.qrels["train"][query])
+        candidates = [document for _, document in sources.window(query)]
+        spans.append((query, positives, candidates))
+        pairs += [(query, document) for document in (*positives, *candidates)]
+    flat, start, found = scores(pairs), 0, {}
+    for query, positives, candidates in spans:
+        middle, end = start + len(positives), start + len(positives) + len(candidates)
+        known = flat[start:middle][~np.isnan(flat[start:middle])]
+        mean = float(known.astype(np.float64).mean()) if len(known) else float("nan")
+        found[query] = (dict(zip(candidates, flat[middle:end].tolist(), strict=True)), mean)
+        start = end
+    return found
+
+
+def _group(
+    sources: _Sources, query: str, thresholds: Mapping[str, tuple[dict[str, float], float]], mined: Mined
+) -> Group | None:
+    grades = sources.collection.qrels["train"][query]
+    section = sources.section
+    everything = relevant(grades)
+    positives = _sample(sources.rng(query, "positives"), everything, section.positives)
+    texts = {sources.texts[document]: document for document in everything}
+    kept = _negatives(sources, query, texts, thresholds.get(query), mined)
+    if len(kept) < section.negatives:
+        mined.counts["groups found fewer mined negatives than asked"] += 1
+    chosen = [(document, "mined") for document in _sample(sources.rng(query, "mined"), kept, section.negatives)]
+    taken = {*positives, *(document for document, _ in chosen)}
+    given = [d for d, grade in grades.items() if grade <= 0 and d not in taken and not sources.reason(query, d, texts)]
+    chosen += [(document, "given") for document in _sample(sources.rng(query, "given"), given, section.given)]
+    taken |= {document for document, _ in chosen}
+    chosen += [(document, "random") for document in _random(sources, query, texts, taken)]
+    if not chosen:
+        mined.counts["queries left out: no negative was found"] += 1
+        return None
+    documents = [*positives, *(document for document, _ in chosen)]
+    return Group(
+        query_id=query,
+        query=sources.collection.queries[query],
+        document_ids=documents,
+        documents=[sources.collection.documents[document] for document in documents],
+        labels=[grades[document] for document in positives] + [0] * len(chosen),
+        teacher=[float("nan")] * len(documents),
+        origins=["positive"] * len(positives) + [origin for _, origin in chosen],
+    )
+
+
+def _negatives(
+    sources: _Sources,
+    query: str,
+    texts: Mapping[str, str],
+    threshold: tuple[dict[str, float], float] | None,
+    mined: Mined,
+) -> list[str]:
+    """The candidates in the window that may be negatives; the others go to `mined.dropped` with their reason."""
+    if not sources.section.negatives:
+        return []
+    grades = sources.collection.qrels["train"][query]
+    scores, positive = threshold or ({}, float("nan"))
+    share = sources.section.drop_above or 0.0
+    limit = positive - (1 - share) * abs(positive)
+    if threshold and np.isnan(positive):
+        mined.counts["queries not filtered: no positive has a score"] += 1
+    kept = []
+    for rank, document in sources.window(query):
+        if grades.get(document, 0) > 0:
+            continue
+        score = scores.get(document)
+        reason = sources.reason(query, document, texts)
+        if reason is None and score is not None and score >= limit:
+            reason = f"scores at least {share:g} of the positives"
+        if reason is None:
+            kept.append(document)
+            continue
+        text, known = sources.collection.documents[document], None if np.isnan(positive) else positive
+        mined.dropped.append(
+            Dropped(query, sources.collection.queries[query], document, text, rank, reason, score, known)
+        )
+    return kept
+
+
+def _random(sources: _Sources, query: str, texts: Mapping[str, str], taken: set[str]) -> list[str]:
+    """Seeded draws from the whole corpus, passing over what is taken or cannot be a negative."""
+    rng, wanted = sources.rng(query, "random"), sources.section.random
+    size = len(sources.corpus)
+    # A permutation finds all there is in a tiny corpus; in any other, draws with replacement are as good and cheap.
+    places = rng.permutation(size) if size < 1000 else rng.integers(size, size=50 + 10 * wanted)
+    drawn: list[str] = []
+    for place in places:
+        if len(drawn) == wanted:
+            break
+        document = sources.corpus[place]
+        if document not in taken and not sources.reason(query, document, texts):
+            drawn.append(document)
+            taken.add(document)
+    return drawn
+
+
+def _unlabelled(sources: _Sources, queries: Sequence[str]) -> list[Group]:
+    """Groups made without a look at labels: half from the first ten ranks, the rest from the window, some random."""
+    wanted = sources.section.unlabelled
+    order = np.random.default_rng(sources.seed).permutation(len(queries))[:wanted]
+    groups = []
+    for query in (queries[place] for place in order):
+        ranked = [
+            (rank, d) for rank, d in enumerate(sources.run.documents(query), 1) if not sources.reason(query, d, {})
+        ]
+        width = 1 + sources.section.negatives
+        head = _sample(sources.rng(query, "head"), [d for rank, d in ranked if rank <= 10], (width + 1) // 2)
+        tail = [d for rank, d in ranked if rank <= max(sources.section.window[1], 20) and d not in head]
+        mined = [*head, *_sample(sources.rng(query, "tail"), tail, width - len(head))]
+        documents = [*mined, *_random(sources, query, {}, set(mined))]
+        if len(documents) < 2:
+            continue
+        groups.append(
+            Group(
+                query_id=query,
+                query=sources.collection.queries[query],
+                document_ids=documents,
+                documents=[sources.collection.documents[document] for document in documents],
+                labels=[0] * len(documents),
+                teacher=[float("nan")] * len(documents),
+                origins=["mined"] * len(mined) + ["random"] * (len(documents) - len(mined)),
+            )
+        )
+    return groups
+
+
+def _with_teacher(groups: Sequence[Group], teacher: PairScorer) -> list[Group]:
+    """The groups with the teacher's score of every pair."""
+    scores = teacher([(group.query_id, document) for group in groups for document in group.document_ids])
+    done, start = [], 0
+    for group in groups:
+        part = scores[start : start + len(group)].tolist()
+        done.append(Group(**{**group.__dict__, "teacher": part}))
+        start += len(group)
+    return done
+
+
+def _sample(rng: np.random.Generator, documents: Sequence[str], count: int | None) -> list[str]:
+    """`count` of them in their own order, or all when there are no more."""
+    if count is None or count >= len(documents):
+        return list(documents)
+    return [documents[place] for place in sorted(rng.choice(len(documents), size=count, replace=False))]

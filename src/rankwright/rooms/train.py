@@ -1,0 +1,514 @@
+"""Groups -> a fine-tuned cross-encoder: a plain loop that watches a ranking metric and can be killed.
+
+In: groups, a base model, the dev queries' own candidates. Out: a model folder, a log, and what happened.
+While it trains it keeps the checkpoint that ranks dev best (the untrained base counts, so a training that only
+does harm gives the base back), stops early, and falls back when the scores collapse. It does not know where
+groups come from, how arms are compared, or what any dataset is.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rankwright.core import Collection, Group, Qrels, Run, text_id
+from rankwright.errors import DataError, ModelError
+from rankwright.sections import DevSection, SampleSection, Training
+from rankwright.toolbox import checkpoint, engine, losses
+from rankwright.toolbox.device import choose_device, choose_precision
+from rankwright.toolbox.metrics import per_query
+from rankwright.toolbox.model import Reranker, model_card
+from rankwright.toolbox.progress import bar, say
+
+if TYPE_CHECKING:
+    import torch
+
+COLLAPSED_SPREAD = 0.01
+"""Logits that differ by less than this inside a group are one score."""
+CHANCE_MARGIN = 0.02
+"""How close to ln(group size), relatively, the listwise loss of a collapsed model stays."""
+FALLBACKS = 2
+
+
+@dataclass(frozen=True)
+class DevSet:
+    """The retriever's candidates for some dev queries, to be put in order by the model in training."""
+
+    pairs: list[tuple[str, str]]
+    ids: list[tuple[str, str]]
+    qrels: Qrels
+    metric: str
+
+    @classmethod
+    def of(cls, collection: Collection, run: Run, section: DevSection) -> DevSet:
+        """The first `depth` candidates of at most `queries` dev queries, drawn by a hash of their text."""
+        qrels = collection.qrels["dev"]
+        chosen = sorted(qrels, key=lambda query: text_id("dev" + collection.queries[query]))[: section.queries]
+        ids = [(query, document) for query in chosen for document in run.documents(query)[: section.depth]]
+        pairs = [(collection.queries[query], collection.documents[document]) for query, document in ids]
+        if not pairs:
+            raise DataError("no dev query has candidates to watch while training", hint="dev: null with keep: last")
+        return cls(pairs, ids, {query: qrels[query] for query in chosen}, section.metric)
+
+    def measure(self, score: Callable[[Sequence[tuple[str, str]]], NDArray[np.float32]]) -> float:
+        """The mean metric of the candidates in the order of `score`."""
+        scores: dict[str, dict[str, float]] = {}
+        for (query, document), value in zip(self.ids, score(self.pairs).tolist(), strict=True):
+            scores.setdefault(query, {})[document] = value
+        return float(np.mean(per_query(Run.from_scores(scores), self.qrels, [self.metric])[self.metric]))
+
+
+@dataclass(frozen=True)
+class Workbench:
+    """Where a training works: its folder (``model/``, ``checkpoints/``, ``log.jsonl``), and on what."""
+
+    folder: Path
+    device: str = "auto"
+    cache: Path | None = None
+    seed: int = 0
+
+
+@dataclass
+class State:
+    """The counters that a checkpoint carries."""
+
+    step: int = 0
+    best: float = -math.inf
+    best_step: int = 0
+    stale: int = 0
+    fallbacks: int = 0
+    flat: int = 0
+    stopped: bool = False
+    log_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What came of a training."""
+
+    model: Path
+    steps: int
+    planned: int
+    kept_step: int
+    dev: float | None
+    dev_before: float | None
+    precision: str
+    fallbacks: int
+    notes: list[str] = field(default_factory=list)
+
+    def lines(self) -> list[str]:
+        """What happened, for the terminal."""
+        told = f"{self.steps} of {self.planned} steps; kept step {self.kept_step}"
+        if self.dev is not None and self.dev_before is not None:
+            told += f", dev {self.dev_before:.4f} -> {self.dev:.4f}"
+        return [told]
+
+
+def train(
+    groups: Sequence[Group], section: Training, *, base: str | Path, dev: DevSet | None, bench: Workbench
+) -> Trained:
+    """Train `base` on the groups; write ``model/``, ``log.jsonl`` and ``tensorboard/`` into the bench's folder.
+
+    A second call on the same folder goes on from its newest checkpoint and, on a CPU, ends with the same weights
+    bit for bit as a call that was never stopped.
+
+    Raises:
+        ModelError: the base cannot be loaded, or the loss is not finite even after falling back.
+        DataError: there is no group to train on.
+    """
+    if not groups:
+        raise DataError("there are no groups to train on", hint="mine: {negatives: …} makes them")
+    return _Loop(groups, section, base, dev, bench).run()
+
+
+class _Loop:
+    """One training. The steps of `run` are its table of contents."""
+
+    def __init__(
+        self, groups: Sequence[Group], section: Training, base: str | Path, dev: DevSet | None, bench: Workbench
+    ) -> None:
+        self.groups, self.section, self.dev, self.bench = groups, section, dev, bench
+        self.seed = bench.seed if section.seed is None else section.seed
+        self.base = base
+        self.plan = _Plan.of(len(groups), section, watching=dev is not None)
+        self.checkpoints = bench.folder / "checkpoints"
+        self.log = _Log(bench.folder)
+        self.state = State()
+        self.notes: list[str] = []
+        self.loss = losses.combine(section.loss, temperature=section.kl_temperature)
+
+    def run(self) -> Trained:
+        self._prepare()
+        self._go_on_or_begin()
+        with bar(f"train {self.bench.folder.name}", self.plan.steps, "steps") as advance:
+            advance(self.state.step)
+            while self.state.step < self.plan.steps and not self.state.stopped:
+                before = self.state.step
+                self._step()
+                self._watch()
+                advance(self.state.step - before)
+        return self._finish()
+
+    def _prepare(self) -> None:
+        """Load the base, choose device and precision, make the optimiser; hand all to accelerate."""
+        import torch
+        from accelerate import Accelerator
+        from accelerate.state import AcceleratorState
+
+        device = choose_device(self.bench.device)
+        self.precision, why = choose_precision(self.section.precision, device, self.bench.cache)
+        self._note(f"{self.bench.folder.name}: {self.precision} on {device} ({why})")
+        self.reranker = Reranker.start(self.base, seed=self.seed, device=device, max_length=self.section.max_length)
+        if self.reranker.new_head:
+            self._note(f"{self.bench.folder.name}: {self.base} is a plain encoder; it gets a new head")
+        model: Any = self.reranker.model
+        if self.section.lora:
+            model = _with_lora(model, self.section, self.seed)
+        if self.section.gradient_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        optimizer = torch.optim.AdamW(
+            _parameter_groups(model, self.section), lr=self.section.learning_rate, fused=device != "mps"
+        )
+        self.rates = [group["lr"] for group in optimizer.param_groups]
+        AcceleratorState._reset_state(True)  # it is global: a second training may want another precision
+        mixed = "no" if self.precision == "fp32" else self.precision
+        self.accelerator = Accelerator(cpu=device == "cpu", mixed_precision=mixed)
+        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        self.device = str(self.accelerator.device)
+
+    def _go_on_or_begin(self) -> None:
+        import torch
+
+        there = checkpoint.newest(self.checkpoints)
+        if there:
+            self._load(there)
+            self.log.cut(self.state.log_bytes)
+            self._note(f"{self.bench.folder.name}: goes on from step {self.state.step} of {self.plan.steps}")
+            return
+        torch.manual_seed(self.seed)
+        self.log.cut(0)
+        if self.dev:
+            self._evaluate()
+        self._save()
+
+    def _step(self) -> None:
+        """One optimiser step over `batch` x `accumulate` groups, counted as one batch exactly."""
+        import torch
+
+        chosen = self.plan.groups_of(self.state.step, self.groups, self.section, self.seed)
+        for rate, parameters in zip(self.rates, self.optimizer.param_groups, strict=True):
+            parameters["lr"] = rate * self.plan.rate(self.state.step, self.section) * 0.5**self.state.fallbacks
+        self.model.train()
+        parts, total = [], 0.0
+        for start in range(0, len(chosen), self.section.batch):
+            micro = chosen[start : start + self.section.batch]
+            tensors = self._forward(micro)
+            loss = self.loss(*tensors)[0] / len(chosen)
+            self.accelerator.backward(loss)
+            total += float(loss.detach())
+            parts.append([tensor.detach() for tensor in tensors])
+        if self.section.clip:
+            self.accelerator.clip_grad_norm_(self.model.parameters(), self.section.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.state.step += 1
+        spread = float(torch.stack([losses.group_spread(scores, mask) for scores, _, mask, _ in parts]).mean())
+        self._note_flatness(total, spread, parts)
+        rate = float(self.optimizer.param_groups[0]["lr"])
+        self.log.write({"step": self.state.step, "loss": total, "lr": rate, "spread": spread})
+
+    def _forward(self, groups: Sequence[Group]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Scores, labels, mask and teacher of some groups, each (groups, width of the widest)."""
+        pairs = [(group.query, document) for group in groups for document in group.documents]
+        encoded = engine.encode(self.reranker.tokenizer, pairs, self.reranker.max_length)
+        logits = engine.forward(
+            self.model, self.reranker.tokenizer, encoded, device=self.device, precision="fp32"
+        )  # accelerate has wrapped the model in its own autocast
+        return pad_groups(groups, logits)
+
+    def _note_flatness(self, loss: float, spread: float, parts: Sequence[Sequence[torch.Tensor]]) -> None:
+        """Count the steps in a row that look collapsed: one score for all candidates, and the loss at chance."""
+        chance = listwise = 0.0
+        for scores, labels, mask, teacher in parts:
+            chance += float(losses.chance_loss(mask, labels).nan_to_num())
+            listwise += float(losses.mean(losses.listwise(scores, labels, mask, teacher)))
+        at_chance = chance == 0 or abs(listwise - chance) <= CHANCE_MARGIN * chance
+        flat = (spread < COLLAPSED_SPREAD and at_chance) or not math.isfinite(loss)
+        self.state.flat = self.state.flat + 1 if flat else 0
+
+    def _watch(self) -> None:
+        """Fall back, evaluate, stop, save: whatever is due after this step."""
+        step = self.state.step
+        if self.state.flat >= self.plan.patience_flat and step > self.plan.warmup + self.plan.patience_flat:
+            self._fall_back()
+            return
+        if self.dev and step in self.plan.evaluations:
+            self._evaluate()
+        if step in self.plan.checkpoints and self.state.flat == 0:
+            self._save()
+
+    def _evaluate(self) -> None:
+        assert self.dev
+        value = self.dev.measure(self._score)
+        kept = value > self.state.best
+        if kept:
+            self.state.best, self.state.best_step, self.state.stale = value, self.state.step, 0
+            checkpoint.save_best(self.checkpoints, self.state.step, self._bare())
+        else:
+            self.state.stale += 1
+        patience = self.section.dev.patience if self.section.dev else None
+        self.log.write({"step": self.state.step, "dev": {self.dev.metric: value}, "kept": kept})
+        if patience is not None and self.state.stale >= patience:
+            self.state.stopped = True
+            self._note(
+                f"{self.bench.folder.name}: stopped at step {self.state.step}, {self.state.stale} evaluations "
+                f"without a better {self.dev.metric} than {self.state.best:.4f} of step {self.state.best_step}"
+            )
+
+    def _score(self, pairs: Sequence[tuple[str, str]]) -> NDArray[np.float32]:
+        tokenizer, length = self.reranker.tokenizer, self.reranker.max_length
+        return engine.score(self._bare(), tokenizer, pairs, max_length=length, precision=self.precision)
+
+    def _fall_back(self) -> None:
+        """Back to the last checkpoint that was not flat, with half the learning rate, at most twice."""
+        name, step = self.bench.folder.name, self.state.step
+        if self.state.fallbacks >= FALLBACKS:
+            self.state.stopped = True
+            self._note(f"{name}: collapsed again at step {step}; stopped, the best checkpoint is kept")
+            return
+        fallbacks = self.state.fallbacks + 1
+        there = checkpoint.newest(self.checkpoints)
+        assert there is not None
+        self._load(there)
+        self.state.fallbacks, self.state.flat = fallbacks, 0
+        self._note(
+            f"{name}: collapsed at step {step} (all candidates get one score); back to step {self.state.step} "
+            f"with {0.5**fallbacks:g} of the learning rate"
+        )
+        self.log.write({"step": step, "collapsed": True, "back_to": self.state.step})
+        self._save()
+
+    def _save(self) -> None:
+        self.state.log_bytes = self.log.size
+        checkpoint.save(self.checkpoints, self.state.step, self._bare(), self.optimizer, asdict(self.state))
+        checkpoint.forget_bests(self.checkpoints, but=self.state.best_step)
+
+    def _load(self, there: Path) -> None:
+        self.state = State(**checkpoint.load(there, self._bare(), self.optimizer))
+
+    def _bare(self) -> Any:
+        return self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+
+    def _finish(self) -> Trained:
+        """Put the kept weights in place, merge adapters, save the model folder."""
+        best = self.section.keep == "best" and self.dev is not None
+        if best:
+            checkpoint.load_best(self.checkpoints, self.state.best_step, self._bare())
+        if not all(bool(parameter.isfinite().all()) for parameter in self._bare().parameters()):
+            raise ModelError(
+                "the weights are not finite any more",
+                where=str(self.bench.folder),
+                hint="a smaller learning_rate, or precision: fp32",
+            )
+        model = self._bare()
+        self.reranker.model = model.merge_and_unload() if self.section.lora else model
+        kept = self.state.best_step if best else self.state.step
+        measured = [value for record in self.log.records() for value in record.get("dev", {}).values()]
+        trained = Trained(
+            model=self.bench.folder / "model",
+            steps=self.state.step,
+            planned=self.plan.steps,
+            kept_step=kept,
+            dev=self.state.best if best else None,
+            dev_before=measured[0] if measured else None,
+            precision=self.precision,
+            fallbacks=self.state.fallbacks,
+            notes=self.notes,
+        )
+        self.reranker.save(trained.model, card=_card(self.bench.folder.name, self.base, self.section, trained))
+        self.log.to_tensorboard()
+        return trained
+
+    def _note(self, text: str) -> None:
+        self.notes.append(text)
+        say(text)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Which groups each step sees, and at which steps what is due."""
+
+    groups: int
+    step_groups: int
+    steps: int
+    warmup: int
+    evaluations: frozenset[int]
+    checkpoints: frozenset[int]
+
+    @classmethod
+    def of(cls, groups: int, section: Training, *, watching: bool) -> _Plan:
+        step_groups = section.batch * section.accumulate
+        epoch = math.ceil(groups / step_groups)
+        steps = max(1, round(epoch * section.epochs))
+        if section.max_steps:
+            steps = min(steps, section.max_steps)
+        epochs = max(1.0, steps / epoch)
+        wanted = section.dev.evaluations if watching and section.dev else 0
+        evaluations = _spaced(steps, round(wanted * epochs)) if wanted else frozenset()
+        saves = evaluations | _spaced(steps, round(section.checkpoints * epochs))
+        return cls(groups, step_groups, steps, round(section.warmup * steps), evaluations, saves)
+
+    @property
+    def patience_flat(self) -> int:
+        """Steps in a row that must look collapsed before the alarm goes."""
+        return max(5, min(50, self.steps // 20))
+
+    def rate(self, step: int, section: Training) -> float:
+        """The factor of the learning rate for the step after `step` steps: linear warm-up, then decay to 0."""
+        if step < self.warmup:
+            return (step + 1) / self.warmup
+        done = (step - self.warmup) / max(1, self.steps - self.warmup)
+        if section.schedule == "constant":
+            return 1.0
+        return 0.5 * (1 + math.cos(math.pi * done)) if section.schedule == "cosine" else 1 - done
+
+    def groups_of(self, step: int, groups: Sequence[Group], section: Training, seed: int) -> list[Group]:
+        """The groups of the step after `step` steps: a new seeded order every epoch, its short last batch kept."""
+        epoch, within = divmod(step, math.ceil(self.groups / self.step_groups))
+        order = np.random.default_rng([seed, epoch]).permutation(self.groups)
+        places = order[within * self.step_groups : (within + 1) * self.step_groups]
+        if section.sample is None:
+            return [groups[place] for place in places]
+        return [_drawn(groups[place], section.sample, np.random.default_rng([seed, epoch, place])) for place in places]
+
+
+def pad_groups(
+    groups: Sequence[Group], logits: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Lay flat logits (pairs,) out as scores, labels, mask, teacher of shape (groups, widest), on logits' device."""
+    import torch
+
+    widths = torch.tensor([len(group) for group in groups], device=logits.device)
+    mask = torch.arange(int(widths.max()), device=logits.device)[None, :] < widths[:, None]
+    flat_labels = [label for group in groups for label in group.labels]
+    flat_teacher = [score for group in groups for score in group.teacher]
+
+    def laid(values: torch.Tensor, filling: float) -> torch.Tensor:
+        return torch.full(mask.shape, filling, device=logits.device, dtype=values.dtype).masked_scatter(mask, values)
+
+    labels = laid(torch.tensor(flat_labels, device=logits.device), 0)
+    teacher = laid(torch.tensor(flat_teacher, device=logits.device, dtype=torch.float32), float("nan"))
+    return laid(logits, 0.0), labels, mask, teacher
+
+
+class _Log:
+    """`log.jsonl`: one record a line, cut back to the checkpoint's length when a training goes on."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self.path = folder / "log.jsonl"
+        self.path.touch()
+
+    @property
+    def size(self) -> int:
+        return self.path.stat().st_size
+
+    def cut(self, size: int) -> None:
+        with self.path.open("r+b") as file:
+            file.truncate(size)
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        for line in self.path.read_text(encoding="utf-8").splitlines():
+            yield json.loads(line)
+
+    def to_tensorboard(self) -> None:
+        """The same records for TensorBoard. Written from the log at the end, so that a resumed training has no gap."""
+        from tensorboardX import SummaryWriter
+
+        with SummaryWriter(str(self.folder / "tensorboard")) as writer:
+            for record in self.records():
+                values = {name: value for name, value in record.items() if isinstance(value, float)}
+                values |= {f"dev/{name}": value for name, value in record.get("dev", {}).items()}
+                for name, value in values.items():
+                    writer.add_scalar(name, value, record["step"])
+
+
+def _drawn(group: Group, sample: SampleSection, rng: np.random.Generator) -> Group:
+    """A draw of positives and negatives from a group, in the group's order."""
+    places: list[int] = []
+    for wanted, positive in ((sample.positives, True), (sample.negatives, False)):
+        there = [place for place, label in enumerate(group.labels) if (label > 0) == positive]
+        places += rng.choice(there, size=min(wanted, len(there)), replace=False).tolist() if there else []
+    kept = sorted(places)
+    parts = {
+        name: [getattr(group, name)[place] for place in kept]
+        for name in ("document_ids", "documents", "labels", "teacher", "origins")
+    }
+    return Group(group.query_id, group.query, **parts)
+
+
+def _with_lora(model: Any, section: Training, seed: int) -> Any:
+    """The model with low-rank adapters in front of its linear layers; the head is trained in full."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    assert section.lora
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return get_peft_model(
+            model,
+            LoraConfig(
+                task_type="SEQ_CLS",
+                r=section.lora.rank,
+                lora_alpha=section.lora.alpha,
+                lora_dropout=section.lora.dropout,
+                target_modules=section.lora.targets,
+            ),
+        )
+
+
+def _parameter_groups(model: Any, section: Training) -> list[dict[str, Any]]:
+    """No weight decay on biases and norms; the head (all outside the encoder) may have a rate of its own."""
+    prefix = f"{model.base_model_prefix}."
+    found: dict[tuple[float, float], list[Any]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        decay = 0.0 if parameter.ndim < 2 else section.weight_decay
+        head = prefix not in name
+        rate = section.head_learning_rate if head and section.head_learning_rate else section.learning_rate
+        found.setdefault((rate, decay), []).append(parameter)
+    return [{"params": params, "lr": rate, "weight_decay": decay} for (rate, decay), params in found.items()]
+
+
+def _spaced(steps: int, count: int) -> frozenset[int]:
+    """`count` steps spread evenly, the last among them."""
+    count = max(1, min(count, steps))
+    return frozenset(round(steps * (place + 1) / count) for place in range(count))
+
+
+def _card(name: str, base: str | Path, section: Training, trained: Trained) -> str:
+    loss = " + ".join(f"{weight:g} x {term}" for term, weight in section.loss.items())
+    lines = [
+        f"A cross-encoder reranker, trained by rankwright from `{Path(str(base)).name}`.",
+        "",
+        f"* loss: {loss}; learning rate {section.learning_rate:g}; {trained.precision}",
+        f"* kept step {trained.kept_step} of {trained.planned} planned",
+    ]
+    if trained.dev is not None and section.dev:
+        lines.append(
+            f"* {section.dev.metric} on dev candidates: {trained.dev_before:.4f} before, {trained.dev:.4f} after"
+        )
+    return model_card(name, Path(str(base)).name, lines)

@@ -1,0 +1,113 @@
+"""Which device and which precision to compute in, chosen once and said aloud with the reason.
+
+    cuda, mps   bf16 where the hardware has it
+    cpu         bf16 only where a matrix product of the right size is measured to be faster with it: some
+                processors have the instructions and gain nothing
+
+A CPU's measurement is kept in a small file of the cache, so that a resumed run computes as the first one did.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import platform
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rankwright.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+_WORTH_IT = 1.3
+
+
+def choose_device(wanted: str) -> str:
+    """``auto`` becomes cuda, mps or cpu; anything else is checked.
+
+    Raises:
+        ConfigError: the device is not there.
+    """
+    import torch
+
+    if wanted == "auto":
+        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not there.get(wanted.split(":")[0], False):
+        raise ConfigError(f"device {wanted!r} is not available here", hint="device: auto, or cpu")
+    return wanted
+
+
+def choose_precision(wanted: str, device: str, cache: Path | None = None) -> tuple[str, str]:
+    """``auto`` becomes fp32 or bf16; returns the word and the reason.
+
+    Raises:
+        ConfigError: fp16 on a CPU, which cannot train in it.
+    """
+    import torch
+
+    if wanted == "fp16" and device == "cpu":
+        raise ConfigError("precision: fp16 needs a GPU", hint="precision: auto")
+    if wanted != "auto":
+        return wanted, "as the experiment says"
+    if device.startswith("cuda"):
+        if torch.cuda.is_bf16_supported():
+            return "bf16", f"{torch.cuda.get_device_name(device)} has it"
+        return "fp32", f"{torch.cuda.get_device_name(device)} has no bf16"
+    if device != "cpu":
+        return "fp32", f"the reference on {device}"
+    gain = _cpu_gain(cache)
+    if gain >= _WORTH_IT:
+        return "bf16", f"a matrix product is {gain:.1f}x as fast in bf16 as in fp32 on this CPU"
+    return "fp32", f"a matrix product is {gain:.1f}x as fast in bf16 as in fp32 on this CPU: not worth it"
+
+
+def autocast(device: str, precision: str) -> contextlib.AbstractContextManager[object]:
+    """The context to run a forward pass in; fp32 leaves things as they are."""
+    import torch
+
+    if precision == "fp32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.split(":")[0], dtype=torch.float16 if precision == "fp16" else torch.bfloat16)
+
+
+def _cpu_gain(cache: Path | None) -> float:
+    """How many times faster bf16 is than fp32 on this CPU, measured once and then read from the cache."""
+    import torch
+
+    from rankwright.workspace import write_json
+
+    file = cache / "precision.json" if cache else None
+    machine = f"{platform.machine()} {_cpu_name()} torch {torch.__version__} {torch.get_num_threads()} threads"
+    known = json.loads(file.read_text()) if file and file.exists() else {}
+    if machine not in known:
+        known[machine] = round(_seconds(torch.float32) / _seconds(torch.bfloat16), 2)
+        if file:
+            write_json(file, known)
+    return float(known[machine])
+
+
+def _seconds(dtype: torch.dtype) -> float:
+    """The median time of a linear layer as a small encoder has it, forward and backward."""
+    import torch
+
+    layer = torch.nn.Linear(384, 1536)
+    states = torch.ones(1024, 384)
+    times = []
+    for _ in range(7):
+        started = time.perf_counter()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+            layer(states).float().mean().backward()
+        times.append(time.perf_counter() - started)
+    return sorted(times)[len(times) // 2]
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or "cpu"

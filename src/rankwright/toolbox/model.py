@@ -1,0 +1,202 @@
+"""The Reranker: a cross-encoder with one label. Load it, score pairs, rank documents, save it.
+
+Any `AutoModelForSequenceClassification` with one label will do. A saved folder is what sentence-transformers,
+transformers, text-embeddings-inference and vLLM read unchanged. How a forward pass is batched is `engine`'s
+business; how a model is trained, `train`'s.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rankwright.errors import ModelError
+from rankwright.toolbox import engine
+from rankwright.toolbox.device import choose_device
+from rankwright.toolbox.weights import locate
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_ACTIVATION = "torch.nn.modules.activation.Sigmoid"
+_ALONGSIDE = ("special_tokens_map.json", "sentencepiece.bpe.model", "spiece.model", "vocab.txt", "added_tokens.json")
+
+
+@dataclass
+class Reranker:
+    """A model, its tokenizer, and how long a pair may be. Scores are logits in float32."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    max_length: int
+    device: str
+    source: Path
+    new_head: bool = False
+
+    @classmethod
+    def load(cls, reference: str | Path, *, device: str = "auto", max_length: int = 512) -> Reranker:
+        """A trained reranker from a folder or a hub id.
+
+        Raises:
+            ModelError: nothing there, no head, more than one label, or weights that are missing.
+        """
+        folder = locate(str(reference))
+        if not has_head(folder):
+            raise ModelError(
+                "a plain encoder without a classification head cannot score pairs",
+                where=str(reference),
+                hint="train it first: `base:` in a training takes any encoder",
+            )
+        return cls._open(folder, device, max_length, seed=None)
+
+    @classmethod
+    def start(cls, reference: str | Path, *, seed: int, device: str = "auto", max_length: int = 512) -> Reranker:
+        """A model to train: a reranker as it is, or a plain encoder with a new head drawn with `seed`.
+
+        Raises:
+            ModelError: nothing there, a head with more than one label, or weights that are missing.
+        """
+        folder = locate(str(reference))
+        return cls._open(folder, device, max_length, seed=None if has_head(folder) else seed)
+
+    @classmethod
+    def _open(cls, folder: Path, device: str, max_length: int, seed: int | None) -> Reranker:
+        import torch
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+        try:
+            with _quiet(), torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed or 0)
+                tokenizer = AutoTokenizer.from_pretrained(folder)
+                model, found = AutoModelForSequenceClassification.from_pretrained(
+                    folder, num_labels=1, dtype=torch.float32, output_loading_info=True
+                )
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            raise ModelError(f"cannot load the model: {_first_line(error)}", where=str(folder)) from error
+        missing = sorted(found["missing_keys"])
+        if seed is None and missing:
+            raise ModelError(f"{len(missing)} weights are missing ({', '.join(missing[:3])} …)", where=str(folder))
+        longest = engine.longest_input(model.config, tokenizer)
+        device = choose_device(device)
+        return cls(model.to(device), tokenizer, min(max_length, longest), device, folder, new_head=seed is not None)
+
+    def score(self, pairs: Sequence[tuple[str, str]], *, precision: str = "fp32") -> NDArray[np.float32]:
+        """The logit of each (query, document) pair, float32 (len(pairs),), in the order given."""
+        return engine.score(self.model, self.tokenizer, pairs, max_length=self.max_length, precision=precision)
+
+    def rank(self, query: str, documents: Sequence[str], *, top: int | None = None) -> list[tuple[int, float]]:
+        """(position in `documents`, logit), best first; ties keep the order given."""
+        scores = self.score([(query, document) for document in documents])
+        order = np.argsort(-scores, kind="stable")[:top]
+        return [(int(position), float(scores[position])) for position in order]
+
+    def save(self, folder: Path, *, card: str) -> None:
+        """Write the model folder, whole or not at all: into a hidden sibling, then renamed. `card` is its README."""
+        made = folder.with_name(f".{folder.name}.{os.getpid()}")
+        shutil.rmtree(made, ignore_errors=True)
+        made.mkdir(parents=True)
+        try:
+            self._write(made)
+            (made / "README.md").write_text(card, encoding="utf-8")
+            shutil.rmtree(folder, ignore_errors=True)
+            made.rename(folder)
+        finally:
+            shutil.rmtree(made, ignore_errors=True)
+
+    def _write(self, folder: Path) -> None:
+        import sentence_transformers
+
+        config = self.model.config
+        config.id2label, config.label2id = {0: "LABEL_0"}, {"LABEL_0": 0}
+        config.sentence_transformers = {"activation_fn": _ACTIVATION, "version": sentence_transformers.__version__}
+        with _quiet():
+            self.model.save_pretrained(folder, max_shard_size="100GB")
+            _unbound(self.tokenizer).save_pretrained(folder)
+        _tidy_tokenizer(folder, self.source, self.max_length)
+
+
+def has_head(folder: Path) -> bool:
+    """Whether the folder's config promises a classification head.
+
+    Raises:
+        ModelError: no readable config.json, or a head with more than one label.
+    """
+    file = folder / "config.json"
+    try:
+        config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"not a model folder: {_first_line(error)}", where=str(file)) from None
+    architecture = (config.get("architectures") or [""])[0]
+    if not architecture.endswith("ForSequenceClassification"):
+        return False
+    labels = len(config.get("id2label") or range(config.get("num_labels", 2)))
+    if labels != 1:
+        raise ModelError(
+            f"a classifier with {labels} labels is no reranker: it needs one",
+            where=str(file),
+            hint="train from its plain encoder, or from a reranker with one label",
+        )
+    return True
+
+
+def model_card(title: str, base: str, lines: Sequence[str]) -> str:
+    """A README for a model folder: the front matter that hubs read, then `lines` of Markdown."""
+    head = ["---", "pipeline_tag: text-ranking", "library_name: sentence-transformers"]
+    head += [f"base_model: {json.dumps(base)}", "tags: [cross-encoder, reranker, rankwright]", "---", ""]
+    return "\n".join([*head, f"# {title}", "", *lines, ""])
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers' loading bars and reports off the screen: what matters of them is raised as errors."""
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    bars = logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _unbound(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """The tokenizer without a truncation or padding left over from its last call, which would be saved along."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        backend.no_truncation()
+        backend.no_padding()
+    return tokenizer
+
+
+def _tidy_tokenizer(folder: Path, source: Path, max_length: int) -> None:
+    """Make the tokenizer's files what other loaders need: a concrete class, a length, the vocabulary alongside."""
+    file = folder / "tokenizer_config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    if config.get("tokenizer_class") in (None, "TokenizersBackend"):
+        there = source / "tokenizer_config.json"
+        before = json.loads(there.read_text(encoding="utf-8")) if there.exists() else {}
+        name = before.get("tokenizer_class")
+        config["tokenizer_class"] = name if name not in (None, "TokenizersBackend") else "PreTrainedTokenizerFast"
+    config["model_max_length"] = max_length
+    config = {key: value for key, value in config.items() if key not in ("is_local", "local_files_only")}
+    file.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    for name in _ALONGSIDE:
+        if (source / name).exists() and not (folder / name).exists():
+            shutil.copyfile(source / name, folder / name)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

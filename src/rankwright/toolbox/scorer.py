@@ -1,0 +1,68 @@
+"""A reranker's scores, cached by the model's content and the pair's text: nothing is scored twice.
+
+The cache is one `store.RowStore` a (model, length, precision). The model is loaded only when a pair is missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rankwright.core import content_hash
+from rankwright.toolbox import engine
+from rankwright.toolbox.device import choose_precision
+from rankwright.toolbox.model import Reranker, has_head
+from rankwright.toolbox.progress import bar, say
+from rankwright.toolbox.store import RowStore, content_keys, fill
+from rankwright.toolbox.weights import fingerprint, locate
+
+
+class CachedScorer:
+    """Calls like a function: (query text, document text) pairs -> logits, float32 (len(pairs),).
+
+    Raises, when it is made:
+        ModelError: the folder or hub id holds no reranker.
+    """
+
+    def __init__(
+        self,
+        reference: str | Path,
+        *,
+        cache: Path,
+        device: str = "auto",
+        max_length: int = 512,
+        precision: str = "auto",
+    ) -> None:
+        self.folder = locate(str(reference))
+        self.device = device
+        self.max_length = max_length
+        self.precision = "fp32" if precision == "auto" else choose_precision(precision, device)[0]
+        if not has_head(self.folder):
+            Reranker.load(self.folder)  # raises, and says what to do
+        self.fingerprint = fingerprint(self.folder)
+        name = content_hash([self.fingerprint, str(max_length), self.precision])
+        self.store = RowStore(cache / "scores" / name, width=1)
+        self._reranker: Reranker | None = None
+
+    def __call__(self, pairs: Sequence[tuple[str, str]], *, what: str = "score") -> NDArray[np.float32]:
+        """Score the pairs that the cache lacks, in chunks that survive a kill, and return all."""
+        keys = content_keys(pairs)
+        with bar(what, len(pairs), "pairs") as advance:
+            rows = fill(
+                self.store,
+                keys,
+                lambda positions: self._compute([pairs[position] for position in positions]),
+                chunk=engine.WINDOW,
+                on_chunk=advance,
+            )
+        return np.array(self.store.rows[rows, 0])
+
+    def _compute(self, pairs: Sequence[tuple[str, str]]) -> NDArray[np.float32]:
+        if self._reranker is None:
+            self._reranker = Reranker.load(self.folder, device=self.device, max_length=self.max_length)
+            if self._reranker.max_length < self.max_length:
+                say(f"pairs are cut at {self._reranker.max_length} tokens, the most that this model reads")
+        return self._reranker.score(pairs, precision=self.precision)[:, None]
