@@ -137,10 +137,15 @@ def test_empty_texts_are_left_out_with_their_judgements(folder):
 
 
 def test_lines_that_cannot_be_read_are_gathered(folder):
+    more = [
+        '{"_id": "d1", "text": "other"}',
+        '{"_id": "d2", "text": "text 2"}',
+        '{"text": "x"}',
+        '{"_id": null, "text": "x"}',
+        "{",
+    ]
     with (folder / "corpus.jsonl").open("a") as file:
-        file.write(
-            '{"_id": "d1", "text": "other"}\n{"_id": "d2", "text": "text 2"}\n{"text": "x"}\n{"_id": null, "text": "x"}\n{'
-        )
+        file.write("\n".join(more))
     with pytest.raises(DataError, match="4 lines cannot be read") as caught:
         beir.read(folder)
     for told in (

@@ -35,7 +35,7 @@ def test_groups_come_back_as_they_were_written(tmp_path):
     path = tmp_path / "groups.jsonl"
     flag.write_groups(path, iter([LABELLED, UNLABELLED]))
     assert flag.read_groups(path) == [LABELLED, UNLABELLED]
-    assert json.loads(path.read_text().splitlines()[1])["pos"] == []
+    assert json.loads(path.read_text().split("\n")[1])["pos"] == []
 
 
 def test_what_is_read_and_written_again_has_the_same_bytes(tmp_path):

@@ -134,13 +134,13 @@ def test_a_list_in_a_csv_cell_is_read_as_json_and_refused_as_print(tmp_path):
     source = read(tmp_path / "x.csv")
     assert by_text(source.collection) == {"[sic] [1]": {"a": 1, "b": 1}}
     (tmp_path / "x.csv").write_text("query,positive\nq,\"['a' 'b']\"\n")
-    with pytest.raises(DataError, match="x.csv:2: a list printed as text"):
+    with pytest.raises(DataError, match=r"x\.csv:2: a list printed as text"):
         read(tmp_path / "x.csv")
 
 
 def test_a_csv_row_with_too_many_cells_is_refused(tmp_path):
     (tmp_path / "x.csv").write_text("query,positive\nq,a,b\n")
-    with pytest.raises(DataError, match="x.csv:2: more cells"):
+    with pytest.raises(DataError, match=r"x\.csv:2: more cells"):
         read(tmp_path / "x.csv")
 
 
@@ -159,7 +159,7 @@ def test_cells_that_are_no_texts_are_refused(tmp_path):
     assert "x.jsonl:1: a text is expected, not list" in str(caught.value)
 
 
-def test_a_rows_without_a_positive_is_skipped_and_counted(tmp_path):
+def test_a_row_without_a_positive_is_skipped_and_counted(tmp_path):
     put(tmp_path / "x.jsonl", [{"query": "q", "positive": []}, {"query": "q", "positive": ["a", " "]}])
     source = read(tmp_path / "x.jsonl")
     assert by_text(source.collection) == {"q": {"a": 1}}

@@ -15,10 +15,7 @@ from rankwright.toolbox.bm25 import Bm25
 from rankwright.toolbox.embed import Encoder
 from rankwright.toolbox.formats import trec
 
-WORDS = (
-    "red green blue apple pear plum car train boat sorts array matrix solves linear graph node value "
-    "returns find compute"
-).split()
+WORDS = ["red", "green", "blue", "apple", "pear", "plum", "car", "train", "boat", "sorts", "graph", "node", "value"]
 SPLIT_QUERIES = {"train": 8, "dev": 3, "test": 6}
 
 

@@ -64,8 +64,10 @@ class Plan:
             raise ConfigError(f"rerank.arms: {RETRIEVAL!r} is the retriever's own column; use another name")
         merge = experiment.merge
         return cls(
-            mine_from=_retriever(experiment, experiment.mine and experiment.mine.candidates, "mine.candidates"),
-            rerank_from=_retriever(experiment, rerank and rerank.candidates, "rerank.candidates"),
+            mine_from=_retriever(
+                experiment, experiment.mine.candidates if experiment.mine else None, "mine.candidates"
+            ),
+            rerank_from=_retriever(experiment, rerank.candidates if rerank else None, "rerank.candidates"),
             trainings=_in_order(bases),
             bases=bases,
             arms={arm: names.model(word, f"rerank.arms.{arm}") for arm, word in arms.items()},

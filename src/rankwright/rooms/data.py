@@ -296,11 +296,8 @@ def _refuse_empty(qrels: Mapping[str, Qrels], section: DataSection, tally: _Tall
             continue
         lost = tally.without_relevant.get(split, 0)
         why = f" ({lost} queries have no relevant document)" if lost else ""
-        hint = (
-            f"data.{split} names the source's split"
-            if split not in tally.cut
-            else f"more queries, or data.{split}_share"
-        )
+        cut = f"it is cut from train: give more queries, or another data.{split}_share"
+        hint = cut if split in tally.cut else f"data.{split} names the source's split"
         raise DataError(f"the split {split} is empty{why}", where=section.source, hint=hint)
 
 

@@ -72,10 +72,10 @@ def mine(
     """Make the training groups.
 
     A mined negative comes from the ranks in `window`. It is never a relevant document, a copy of one, the query
-    itself, or a text that is a dev or test query. It is set aside when its score s reaches the share `drop_above`
-    of the query's positives' mean score p: s >= p - (1 - drop_above) |p|, which is NV-Retriever's positive-aware
-    rule (Moreira et al. 2024, arXiv:2407.15831) carried over to several positives and to negative scores.
-    Groups that find too few candidates stay smaller and are counted.
+    itself, a text that is a dev or test query, or one that the query is relevant to. It is set aside when its score
+    s reaches the share `drop_above` of the query's positives' mean score p: s >= p - (1 - drop_above) |p|, which is
+    NV-Retriever's positive-aware rule (Moreira et al. 2024, arXiv:2407.15831) carried over to several positives and
+    to negative scores. Groups that find too few candidates stay smaller and are counted.
 
     Args:
         collection: texts and qrels; its training split is mined.
@@ -119,6 +119,16 @@ class _Sources:
             canonical(text) for split in ("dev", "test") for text in collection.split_queries(split).values()
         }
 
+        self.finds = self._finds()
+
+    def _finds(self) -> dict[str, set[str]]:
+        """Text of a training query -> the texts of its relevant documents: for tasks where both are of one kind."""
+        finds: dict[str, set[str]] = {}
+        for query, grades in self.collection.qrels["train"].items():
+            found = finds.setdefault(canonical(self.collection.queries[query]), set())
+            found.update(self.texts[document] for document in relevant(grades))
+        return finds
+
     def rng(self, query: str, purpose: str) -> np.random.Generator:
         digest = hashlib.blake2b(f"{self.seed}\0{purpose}\0{query}".encode(), digest_size=8).digest()
         return np.random.default_rng(int.from_bytes(digest, "little"))
@@ -128,16 +138,21 @@ class _Sources:
         first, last = self.section.window
         return list(enumerate(self.run.documents(query)[first - 1 : last], start=first))
 
-    def reason(self, query: str, document: str, positives: Mapping[str, str]) -> str | None:
-        """Why a document cannot be a negative whatever its score, or None. `positives`: canonical text -> id."""
+    def barred(self, query: str, document: str) -> str | None:
+        """Why a document cannot stand beside a query, whatever the labels say, or None."""
         text = self.texts[document]
         if text == canonical(self.collection.queries[query]):
             return "the query itself"
+        return "the text of a dev or test query" if text in self.held_out else None
+
+    def reason(self, query: str, document: str, positives: Mapping[str, str]) -> str | None:
+        """Why a document cannot be a negative whatever its score, or None. `positives`: canonical text -> id."""
+        text = self.texts[document]
         if text in positives:
             return "a copy of a relevant document"
-        if text in self.held_out:
-            return "the text of a dev or test query"
-        return None
+        if canonical(self.collection.queries[query]) in self.finds.get(text, ()):
+            return "relevant the other way round"
+        return self.barred(query, document)
 
 
 def _thresholds(
@@ -178,7 +193,9 @@ def _group(
     given = [d for d, grade in grades.items() if grade <= 0 and d not in taken and not sources.reason(query, d, texts)]
     chosen += [(document, "given") for document in _sample(sources.rng(query, "given"), given, section.given)]
     taken |= {document for document, _ in chosen}
-    chosen += [(document, "random") for document in _random(sources, query, texts, taken)]
+    chosen += [
+        (document, "random") for document in _random(sources, query, taken, lambda d: sources.reason(query, d, texts))
+    ]
     if not chosen:
         mined.counts["queries left out: no negative was found"] += 1
         return None
@@ -228,8 +245,8 @@ def _negatives(
     return kept
 
 
-def _random(sources: _Sources, query: str, texts: Mapping[str, str], taken: set[str]) -> list[str]:
-    """Seeded draws from the whole corpus, passing over what is taken or cannot be a negative."""
+def _random(sources: _Sources, query: str, taken: set[str], refused: Callable[[str], str | None]) -> list[str]:
+    """Seeded draws from the whole corpus, passing over what is taken, and what is `refused` with a reason."""
     rng, wanted = sources.rng(query, "random"), sources.section.random
     size = len(sources.corpus)
     # A permutation finds all there is in a tiny corpus; in any other, draws with replacement are as good and cheap.
@@ -239,7 +256,7 @@ def _random(sources: _Sources, query: str, texts: Mapping[str, str], taken: set[
         if len(drawn) == wanted:
             break
         document = sources.corpus[place]
-        if document not in taken and not sources.reason(query, document, texts):
+        if document not in taken and not refused(document):
             drawn.append(document)
             taken.add(document)
     return drawn
@@ -258,7 +275,7 @@ def _unlabelled(sources: _Sources, queries: Sequence[str]) -> list[Group]:
         head = _sample(sources.rng(query, "head"), [d for rank, d in ranked if rank <= 10], (width + 1) // 2)
         tail = [d for rank, d in ranked if rank <= max(sources.section.window[1], 20) and d not in head]
         mined = [*head, *_sample(sources.rng(query, "tail"), tail, width - len(head))]
-        documents = [*mined, *_random(sources, query, {}, set(mined))]
+        documents = [*mined, *_random(sources, query, set(mined), lambda d: sources.barred(query, d))]
         if len(documents) < 2:
             continue
         groups.append(

@@ -65,16 +65,19 @@ class RowStore:
     def append(self, keys: Keys, rows: Rows) -> None:
         """Add rows; a key that is there already keeps its first row."""
         with FileLock(str(self.folder / ".lock")):
-            count = self._keys_path.stat().st_size // 8
+            count = self._whole()  # not the keys alone: damage from outside may have cut the rows
             _write_at(self._rows_path, count * self.width * 4, np.ascontiguousarray(rows, dtype=np.float32))
             _write_at(self._keys_path, count * 8, np.ascontiguousarray(keys))
         self._load_keys()
 
     def _load_keys(self) -> None:
-        whole = min(self._keys_path.stat().st_size // 8, self._rows_path.stat().st_size // (4 * self.width))
-        self._keys: Keys = np.fromfile(self._keys_path, dtype=np.uint64, count=whole)
+        self._keys: Keys = np.fromfile(self._keys_path, dtype=np.uint64, count=self._whole())
         self._order = np.argsort(self._keys, kind="stable")
         self._sorted = self._keys[self._order]
+
+    def _whole(self) -> int:
+        """How many entries have both their key and their row."""
+        return min(self._keys_path.stat().st_size // 8, self._rows_path.stat().st_size // (4 * self.width))
 
 
 def fill(
@@ -90,15 +93,18 @@ def fill(
     `compute` gets positions in `keys`, at most `chunk` at a time, and returns their rows (count, width).
     Each chunk is on disk before the next is computed, and the chunks of a second attempt are those that the
     first would have gone on with: a killed run computes the same batches as one that was not killed.
-    `on_chunk` hears how many rows came to be there (first those found, then each chunk).
+    `on_chunk` hears how many rows came to be there (first those found or repeated, then each chunk).
     """
     missing = np.flatnonzero(store.find(keys) < 0)
     _, first = np.unique(keys[missing], return_index=True)
     todo = missing[np.sort(first)]
-    on_chunk(len(keys) - len(missing))
+    on_chunk(len(keys) - len(todo))
     for start in range(0, len(todo), chunk):
         positions = todo[start : start + chunk]
-        store.append(keys[positions], compute(positions.tolist()))
+        rows = compute(positions.tolist())
+        if rows.shape != (len(positions), store.width):
+            raise ValueError(f"rows of shape {rows.shape}, not {(len(positions), store.width)}")
+        store.append(keys[positions], rows)
         on_chunk(len(positions))
     return store.find(keys)
 

@@ -1,0 +1,91 @@
+"""A commented starter experiment for a person's own data: what `rankwright init` writes.
+
+It looks at the data's layout only, and reads no more of it than its first rows.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import yaml
+
+from rankwright.errors import DataError
+from rankwright.toolbox.formats import READERS, sniff
+
+_TEMPLATE = """\
+# An experiment: data -> retrieve -> mine -> train -> merge -> rerank -> evaluate -> report.
+#
+#   rankwright check {name}.yaml     reads config and data, and says how much work a run would be
+#   rankwright run {name}.yaml       runs it; run it again after a change, and only what changed is done anew
+#
+# Every key has a default; `runs/{name}/resolved.yaml` shows them all.
+
+name: {name}
+seed: 0
+
+data:
+  source: {source}
+  # train, dev, test: the source's own names of its splits, where they are not these words. A dev split is cut from
+  # train when there is none, and test too when the source has one split only.
+  dedupe: true            # copies of a text become one, their labels united
+  leaks: refuse           # or report, or drop: queries and pairs that stand in two splits
+
+retrieve:
+  # The candidates that you really serve. `model` is a sentence-transformers model: a hub id or a folder. `offline` is
+  # all-MiniLM-L6-v2, which is installed with rankwright.
+  dense: {{kind: dense, model: offline, depth: 100}}
+  # bm25: {{kind: bm25, depth: 100}}
+  # hybrid: {{kind: fuse, of: [dense, bm25]}}
+  # mine_own: {{kind: import, runs: {{train: train.run, dev: dev.run, test: test.run}}}}   # TREC runs of any engine
+
+mine:
+  candidates: dense
+  negatives: 6            # drawn from the candidates ...
+  window: [1, 50]         # ... of these ranks,
+  drop_above: 0.95        # but none that scores as high as this share of the positives: it may be relevant too
+  random: 2               # drawn from the whole corpus
+  unlabelled: 1200        # groups without labels, for `distilled` below
+
+train:
+  # With a reranker at hand (say BAAI/bge-reranker-base), drop `distilled` and name the reranker as base below.
+  distilled:              # makes a reranker out of a plain encoder, without labels
+    base: offline
+    groups: unlabelled
+    loss: kl              # to the retriever's own scores
+    learning_rate: 1.0e-4
+    dev: {{evaluations: 2}}
+  finetuned:
+    base: distilled
+    loss: {{listwise: 1, kl: 1}}   # the labels, and holding on to the retriever's order
+    learning_rate: 1.0e-4         # for a model of MiniLM's size; 2e-5 for a base-sized one
+    epochs: 1
+
+merge:
+  models: [base, finetuned]
+  weights: [0.5, 0.5]
+
+rerank:
+  candidates: dense
+  depth: 50
+
+evaluate: {{}}
+"""
+
+
+def starter(data: str, name: str) -> str:
+    """The text of a starter experiment for a data path, or for ``KIND:LOCATION``.
+
+    Raises:
+        DataError: nothing is there, or its layout is none that a reader knows.
+    """
+    source = data if data.partition(":")[0] in READERS and ":" in data else sniff(data)
+    if source is None:
+        there = "its layout is none that is known" if Path(data).exists() else "nothing is there"
+        raise DataError(
+            f"cannot make an experiment of {data!r}: {there}",
+            hint=f"a folder or file, or KIND:LOCATION with KIND one of {', '.join(READERS)}",
+        )
+    safe = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._") or "experiment"
+    quoted = yaml.safe_dump(source, default_style='"', width=1000).strip()
+    return _TEMPLATE.format(name=safe, source=quoted)
