@@ -11,6 +11,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -193,9 +194,8 @@ def _group(
     given = [d for d, grade in grades.items() if grade <= 0 and d not in taken and not sources.reason(query, d, texts)]
     chosen += [(document, "given") for document in _sample(sources.rng(query, "given"), given, section.given)]
     taken |= {document for document, _ in chosen}
-    chosen += [
-        (document, "random") for document in _random(sources, query, taken, lambda d: sources.reason(query, d, texts))
-    ]
+    refused = partial(sources.reason, query, positives=texts)
+    chosen += [(document, "random") for document in _random(sources, query, taken, refused)]
     if not chosen:
         mined.counts["queries left out: no negative was found"] += 1
         return None
@@ -275,7 +275,7 @@ def _unlabelled(sources: _Sources, queries: Sequence[str]) -> list[Group]:
         head = _sample(sources.rng(query, "head"), [d for rank, d in ranked if rank <= 10], (width + 1) // 2)
         tail = [d for rank, d in ranked if rank <= max(sources.section.window[1], 20) and d not in head]
         mined = [*head, *_sample(sources.rng(query, "tail"), tail, width - len(head))]
-        documents = [*mined, *_random(sources, query, set(mined), lambda d: sources.barred(query, d))]
+        documents = [*mined, *_random(sources, query, set(mined), partial(sources.barred, query))]
         if len(documents) < 2:
             continue
         groups.append(
