@@ -21,7 +21,7 @@ from typing import Any
 
 from rankwright import config
 from rankwright.boxes import Boxes
-from rankwright.core import SPLITS, content_hash
+from rankwright.core import SPLITS, Run, content_hash
 from rankwright.errors import ArtefactError, ConfigError
 from rankwright.plan import RETRIEVAL, Model, Plan
 from rankwright.rooms.data import data
@@ -206,6 +206,10 @@ class Walk:
         told = ", ".join(f"{count:,} {split}" for split, count in sizes.items())
         return [f"{', '.join(runs)}: candidates for {told} queries"]
 
+    def _candidates(self, split: str) -> Run:
+        there = split in self.boxes.collection.qrels
+        return self.boxes.candidates(self.plan.rerank_from, split) if there else Run()
+
     def _pair_scorer(self, retriever: str) -> PairScorer:
         splits = [split for split in SPLITS if split in self.boxes.collection.qrels]
         runs = {split: self.boxes.candidates(retriever, split) for split in splits}
@@ -263,7 +267,7 @@ class Walk:
         section = self.experiment.train[name]
         dev = None
         if section.dev:
-            dev = DevSet.of(self.boxes.collection, self.boxes.candidates(self.plan.rerank_from, "dev"), section.dev)
+            dev = DevSet.of(self.boxes.collection, self._candidates("dev"), section.dev)
         bench = Workbench(out, self.experiment.device, self.folder.cache, self.experiment.seed)
         base = self.boxes.model(self.plan.bases[name])
         trained = train(self.boxes.groups(section.groups), section, base=base, dev=dev, bench=bench)

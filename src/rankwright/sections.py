@@ -30,7 +30,7 @@ class DataSection(Section):
     train: str | None = Field(None, description="the source's own name of the training split (default: train)")
     dev: str | None = Field(None, description="the source's name of the dev split; cut from train when there is none")
     test: str | None = Field(None, description="the source's name of the test split (default: test)")
-    dev_share: float = Field(0.1, gt=0, lt=0.5, description="share of the training queries that becomes dev")
+    dev_share: float = Field(0.1, ge=0, lt=0.5, description="share of the training queries that becomes dev; 0: no dev")
     test_share: float = Field(0.2, gt=0, lt=0.5, description="share that becomes test if there is one split only")
     dedupe: bool = Field(True, description="merge copies of a text and unite their labels")
     self_matches: Literal["drop", "keep"] = Field("drop", description="documents whose text is the query's own")

@@ -130,7 +130,7 @@ def data(section: DataSection, seed: int) -> tuple[Collection, DataReport]:
     qrels = _with_relevant(qrels, tally)
     _refuse_empty(qrels, section, tally)
     qrels = _sample(qrels, keys, section, seed, tally)
-    collection = _only_judged(collection, {split: qrels[split] for split in SPLITS})
+    collection = _only_judged(collection, {split: qrels[split] for split in SPLITS if split in qrels})
     return collection, _report(collection, section, tally, source)
 
 
@@ -256,7 +256,7 @@ def _cut(qrels: Mapping[str, Qrels], keys: _Keys, section: DataSection, seed: in
     """
     splits = dict(qrels)
     for split, share in (("test", section.test_share), ("dev", section.dev_share)):
-        if split in splits:
+        if split in splits or not share:
             continue
         draws = {query: _draw(split, seed, keys.queries[query]) for query in splits["train"]}
         limit = max(share, min(draws.values(), default=0.0) + 1e-12) if len(set(draws.values())) > 1 else 0.0
@@ -276,7 +276,7 @@ def _sample(
     """At most `max_queries` queries of each split: those with the smallest draws, in their old order."""
     sampled = dict(qrels)
     for split, most in section.max_queries.items():
-        if len(own := qrels[split]) > most:
+        if len(own := qrels.get(split, {})) > most:
             tally.sampled_from[split] = len(own)
             draws = {query: (_draw("sample", seed, keys.queries[query]), query) for query in own}
             chosen = set(sorted(own, key=draws.__getitem__)[:most])
@@ -292,7 +292,7 @@ def _draw(purpose: str, seed: int, key: str) -> float:
 
 def _refuse_empty(qrels: Mapping[str, Qrels], section: DataSection, tally: _Tally) -> None:
     for split in SPLITS:
-        if qrels[split]:
+        if qrels.get(split, split == "dev" and not section.dev_share):
             continue
         lost = tally.without_relevant.get(split, 0)
         why = f" ({lost} queries have no relevant document)" if lost else ""

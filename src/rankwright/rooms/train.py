@@ -49,7 +49,9 @@ class DevSet:
     @classmethod
     def of(cls, collection: Collection, run: Run, section: DevSection) -> DevSet:
         """The first `depth` candidates of at most `queries` dev queries, drawn by a hash of their text."""
-        qrels = collection.qrels["dev"]
+        qrels = collection.qrels.get("dev")
+        if qrels is None:
+            raise DataError("there is no dev split to watch", hint="data.dev_share, or dev: null with keep: last")
         chosen = sorted(qrels, key=lambda query: text_id("dev" + collection.queries[query]))[: section.queries]
         ids = [(query, document) for query in chosen for document in run.documents(query)[: section.depth]]
         pairs = [(collection.queries[query], collection.documents[document]) for query, document in ids]
