@@ -1,4 +1,7 @@
-"""Tiny real models, made on the spot: a BERT encoder and a BERT cross-encoder of 2 layers and 32 dimensions."""
+"""Tiny real models, made on the spot: a BERT encoder and a BERT cross-encoder of 2 layers and 32 dimensions.
+
+And a tiny experiment of them: rows of words that they know, and every room.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,13 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import yaml
 
 WORDS = (
     "red green blue apple pear plum car train boat sorts array matrix solves linear graph node returns value "
@@ -20,8 +27,11 @@ VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, *"abcdefghij
 ]
 
 
-def tiny_bert(folder: Path, *, labels: int | None, seed: int = 0) -> Path:
-    """Save a tiny BERT with its tokenizer: a plain encoder (`labels` None) or a classifier."""
+def tiny_bert(folder: Path, *, labels: int | None, seed: int = 0, spread: float = 0.02) -> Path:
+    """Save a tiny BERT with its tokenizer: a plain encoder (`labels` None) or a classifier.
+
+    `spread` is the standard deviation of its weights: BERT's own hardly tells texts apart in so few dimensions.
+    """
     import torch
     from transformers import BertConfig, BertForSequenceClassification, BertModel, BertTokenizerFast
 
@@ -35,6 +45,7 @@ def tiny_bert(folder: Path, *, labels: int | None, seed: int = 0) -> Path:
         intermediate_size=64,
         max_position_embeddings=64,
         num_labels=labels or 2,
+        initializer_range=spread,
     )
     torch.manual_seed(seed)
     model = BertModel(config) if labels is None else BertForSequenceClassification(config)
@@ -52,3 +63,68 @@ def tiny_encoder(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tiny_reranker(tmp_path_factory):
     return tiny_bert(tmp_path_factory.mktemp("models") / "reranker", labels=1, seed=1)
+
+
+def sentences(count: int, length: int, seed: int) -> list[str]:
+    """Different sentences of the tiny models' words."""
+    rng = np.random.default_rng(seed)
+    made: dict[str, None] = {}
+    while len(made) < count:
+        made[" ".join(rng.choice(WORDS, size=length))] = None
+    return list(made)
+
+
+@pytest.fixture(scope="session")
+def tiny_rows(tmp_path_factory) -> Path:
+    """Rows (query, positive, negative) of 40 queries and 160 documents: a folder of train, dev and test.jsonl."""
+    folder = tmp_path_factory.mktemp("data") / "rows"
+    folder.mkdir()
+    queries, others = sentences(40, 4, seed=1), iter(sentences(160, 3, seed=2))
+    rows = [
+        {
+            "query": query,
+            "positive": [f"{next(others)} {query}", f"{query} {next(others)}"],
+            "negative": [next(others), next(others)],
+        }
+        for query in queries
+    ]
+    for split, part in {"train": rows[:24], "dev": rows[24:30], "test": rows[30:]}.items():
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def lively_encoder(tmp_path_factory):
+    """A tiny encoder that learns something in a few steps."""
+    return tiny_bert(tmp_path_factory.mktemp("models") / "lively", labels=None, spread=0.15)
+
+
+@pytest.fixture
+def tiny_experiment(tiny_rows, lively_encoder) -> dict[str, Any]:
+    """A whole experiment on them, as plain values: seconds to run."""
+    training = {"learning_rate": 3e-3, "batch": 4, "max_length": 32, "precision": "fp32"}
+    dev = {"queries": 6, "depth": 8, "evaluations": 2}
+    return {
+        "name": "tiny",
+        "seed": 3,
+        "device": "cpu",
+        "data": {"source": f"rows:{tiny_rows}"},
+        "retrieve": {"dense": {"kind": "dense", "model": str(lively_encoder), "depth": 20}},
+        "mine": {"negatives": 3, "random": 1, "window": [1, 20], "drop_above": None, "unlabelled": 16},
+        "train": {
+            "distilled": {**training, "base": str(lively_encoder), "groups": "unlabelled", "loss": "kl", "dev": dev},
+            "finetuned": {**training, "base": "distilled", "epochs": 2, "dev": dev},
+        },
+        "merge": {"models": ["base", "finetuned"]},
+        "rerank": {"depth": 10, "precision": "fp32"},
+        "evaluate": {"metrics": ["mrr@10", "recall@1", "ndcg@10"], "bootstrap": 100, "permutations": 100},
+        "report": {"examples": 2},
+    }
+
+
+@pytest.fixture
+def tiny_file(tmp_path, tiny_experiment) -> Path:
+    """The same experiment as a YAML file."""
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(tiny_experiment, sort_keys=False))
+    return path

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from rankwright import config
+from rankwright.boxes import refuse_missing_split
 from rankwright.errors import ConfigError
 from rankwright.forecast import Work, forecast
 from rankwright.pipeline import Outcome, Walk
@@ -91,8 +92,7 @@ def run(
     Raises:
         RankwrightError: of any kind. What was done before stays.
     """
-    if quiet:
-        progress.silence()
+    progress.silence(quiet)
     resolved, source = _resolve(experiment, overrides)
     walk = Walk(resolved, Path(runs))
     outcomes = walk.run(until, source=source)
@@ -107,8 +107,10 @@ def check(experiment: str | Path | Experiment | Mapping[str, Any], *, overrides:
         RankwrightError: whatever would stop a run before it trains.
     """
     resolved, _ = _resolve(experiment, overrides)
-    Walk(resolved)  # resolves all names
+    plan = Walk(resolved).plan
     collection, report = data(resolved.data, resolved.seed)
+    for split in plan.splits:
+        refuse_missing_split(collection, split)
     return Checked(resolved, report, forecast(resolved, collection))
 
 

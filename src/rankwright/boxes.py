@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from rankwright.core import Collection, Group, Run
+from rankwright.errors import DataError
 from rankwright.plan import Model
 from rankwright.rooms.data import DataReport
 from rankwright.rooms.evaluate import Evaluation
@@ -37,6 +38,7 @@ class Boxes:
 
     def __init__(self, folder: RunFolder) -> None:
         self.folder = folder
+        self._candidates: dict[tuple[str, str], Run] = {}
 
     @functools.cached_property
     def collection(self) -> Collection:
@@ -53,13 +55,21 @@ class Boxes:
         """What the data stage told."""
         return [str(line) for line in _json(self.folder.stage("data") / "report.json")["lines"]]
 
-    @functools.cache  # noqa: B019  # one Boxes lives as long as its walk
     def candidates(self, retriever: str, split: str) -> Run:
-        """A retriever's run."""
-        return trec.read_run(self.folder.stage("retrieve") / f"{retriever}.{split}.run")
+        """A retriever's run.
+
+        Raises:
+            DataError: the data have no such split.
+        """
+        refuse_missing_split(self.collection, split)
+        key = retriever, split
+        if key not in self._candidates:
+            self._candidates[key] = trec.read_run(self.folder.stage("retrieve") / f"{retriever}.{split}.run")
+        return self._candidates[key]
 
     def save_candidates(self, out: Path, runs: Mapping[str, Mapping[str, Run]]) -> None:
         """Write every run, a file each."""
+        self._candidates.clear()
         for name, splits in runs.items():
             for split, run in splits.items():
                 trec.write_run(out / f"{name}.{split}.run", run, name)
@@ -111,6 +121,13 @@ class Boxes:
         """The table of the evaluate stage."""
         table: Table = _json(self.folder.stage("evaluate") / "table.json")
         return table
+
+
+def refuse_missing_split(collection: Collection, split: str) -> None:
+    """Raise a DataError when the data have no such split."""
+    if split not in collection.qrels:
+        hint = "data.dev_share above 0, or dev: null with keep: last" if split == "dev" else "evaluate.split"
+        raise DataError(f"something needs the split {split}, which the data do not have", hint=hint)
 
 
 def _dropped_lines(dropped: Iterable[Dropped]) -> Iterable[str]:

@@ -154,10 +154,12 @@ def init(
 ) -> None:
     """Write a commented starter experiment for your data."""
     from rankwright.starter import starter
+    from rankwright.workspace import disk_errors, write_text
 
-    if out.exists() and not force:
-        raise ConfigError("the file is there already", where=str(out), hint="--force, or another --out")
-    out.write_text(starter(data, out.stem), encoding="utf-8")
+    if out.is_dir() or (out.exists() and not force):
+        raise ConfigError("it is there already", where=str(out), hint="--force, or another --out")
+    with disk_errors(out):
+        write_text(out, starter(data, out.stem))
     _print(f"{out} is written. Next:", f"  rankwright check {out}", f"  rankwright run {out}")
 
 

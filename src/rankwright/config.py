@@ -50,20 +50,29 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
             where=str(path),
             hint="rankwright init DATA writes a starter",
         ) from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"not UTF-8 text ({error.reason} at byte {error.start})", where=str(path)) from None
     values, lines = _parse(text, str(path))
+    places = {key: f"{path}:{line}" for key, line in lines.items()}
     for override in overrides:
-        _apply(values, override)
-    return validate(values, where=str(path), lines=lines)
+        key = _apply(values, override)
+        places = {other: place for other, place in places.items() if other[: len(key)] != key}
+        places[key] = f"--set {override}"
+    return validate(values, where=str(path), places=places)
 
 
 def validate(
-    values: Mapping[str, Any], *, where: str = "experiment", lines: Mapping[KeyPath, int] | None = None
+    values: Mapping[str, Any], *, where: str = "experiment", places: Mapping[KeyPath, str] | None = None
 ) -> Experiment:
-    """Turn plain values into an Experiment; `lines` maps key paths to line numbers of the file `where`."""
+    """Turn plain values into an Experiment; `places` says where each key stands, `where` all of them.
+
+    Raises:
+        ConfigError: keys and values that are not understood; all are told at once.
+    """
     try:
         return Experiment.model_validate(values)
     except ValidationError as error:
-        told = [_tell(dict(problem), values, where, lines or {}) for problem in error.errors()]
+        told = [_tell(dict(problem), values, where, places or {}) for problem in error.errors()]
         raise ConfigError("\n".join(told)) from None
 
 
@@ -79,7 +88,9 @@ def _parse(text: str, where: str) -> tuple[dict[str, Any], dict[KeyPath, int]]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
-        raise ConfigError(f"not YAML: {getattr(error, 'problem', error)}", where=f"{where}{line}") from None
+        fault = str(getattr(error, "problem", error))
+        hint = 'quote a value that has a colon: source: "seealso:"' if "mapping values" in fault else None
+        raise ConfigError(f"not YAML: {fault}", where=f"{where}{line}", hint=hint) from None
     if not isinstance(values, dict):
         raise ConfigError("an experiment is a mapping of sections (data:, retrieve:, …)", where=where)
     lines: dict[KeyPath, int] = {}
@@ -103,12 +114,13 @@ def _note_lines(node: yaml.Node | None, path: KeyPath, lines: dict[KeyPath, int]
             _note_lines(value, (*path, index), lines, where)
 
 
-def _apply(values: dict[str, Any], override: str) -> None:
+def _apply(values: dict[str, Any], override: str) -> KeyPath:
+    """Put an ``a.b=c`` into the values, and return its key path."""
     key, equals, raw = override.partition("=")
     if not equals or not key.strip():
         raise ConfigError(f"--set takes a.b=c, not {override!r}", hint="--set mine.negatives=3")
     try:
-        value = yaml.load(raw, Loader=_Loader)
+        value = raw if raw.endswith(":") else yaml.load(raw, Loader=_Loader)  # `seealso:` is a word here
     except yaml.YAMLError:
         raise ConfigError(f"--set {key}: {raw!r} is not a YAML value", hint="quote it for your shell") from None
     *parents, last = key.strip().split(".")
@@ -119,12 +131,12 @@ def _apply(values: dict[str, Any], override: str) -> None:
         if not isinstance(values, dict):
             raise ConfigError(f"--set {key}: {parent} holds a value, not a section")
     values[last] = value
+    return (*parents, last)
 
 
-def _tell(problem: dict[str, Any], values: Mapping[str, Any], where: str, lines: Mapping[KeyPath, int]) -> str:
+def _tell(problem: dict[str, Any], values: Mapping[str, Any], where: str, places: Mapping[KeyPath, str]) -> str:
     path = _real_path(problem["loc"], values)
-    line = next((lines[path[:end]] for end in range(len(path), 0, -1) if path[:end] in lines), None)
-    place = f"{where}:{line}" if line else where
+    place = next((places[path[:end]] for end in range(len(path), 0, -1) if path[:end] in places), where)
     if problem["type"] == "extra_forbidden":
         text = f"unknown key {_dotted(path)}"
         if guess := _did_you_mean(path, values):

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from rankwright.core import Collection, relevant
-from rankwright.errors import RankwrightError
 from rankwright.plan import Model, Plan
 from rankwright.sections import DenseRetriever, Experiment, MineSection, Training
 from rankwright.toolbox import engine
@@ -48,7 +47,11 @@ class _Shape:
 
 
 def forecast(experiment: Experiment, collection: Collection) -> list[Work]:
-    """The work of each stage that computes with a model, in order."""
+    """The work of each stage that computes with a model, in order.
+
+    Raises:
+        ModelError: a model is not there.
+    """
     plan, told = Plan.of(experiment), []
     shapes = _Shapes(experiment, collection)
     for name, retriever in experiment.retrieve.items():
@@ -60,7 +63,9 @@ def forecast(experiment: Experiment, collection: Collection) -> list[Work]:
         told.append(Work("mine", round(len(collection.qrels["train"]) * width), "pairs at most", 0.0))
         told += [_training_work(name, experiment, collection, plan, shapes) for name in plan.trainings]
     if experiment.rerank:
-        pairs = len(collection.qrels.get(plan.split, {})) * experiment.rerank.depth
+        own = collection.split_documents(plan.split, per_split=experiment.data.corpus == "per_split")
+        depth = min(experiment.rerank.depth, experiment.retrieve[plan.rerank_from].depth, len(own))
+        pairs = len(collection.qrels.get(plan.split, {})) * depth
         told += [shapes.work(f"rerank {arm}", pairs, "pairs", _root(model, plan)) for arm, model in plan.arms.items()]
     return told
 
@@ -85,7 +90,7 @@ def _training_work(name: str, experiment: Experiment, collection: Collection, pl
     dev_passes = 0.0
     if section.dev:
         evaluations = 1 + section.dev.evaluations * max(1.0, steps / epoch)
-        dev_passes = evaluations * min(section.dev.queries, len(collection.qrels["dev"])) * section.dev.depth
+        dev_passes = evaluations * min(section.dev.queries, len(collection.qrels.get("dev", {}))) * section.dev.depth
     return shapes.training(f"train {name}", pairs, dev_passes, _root(plan.bases[name], plan), section)
 
 
@@ -132,8 +137,8 @@ class _Shapes:
         if key not in self.known:
             try:
                 self.known[key] = self._time(model.name, pairs=pairs)
-            except RankwrightError as error:
-                self.known[key] = error.message
+            except (OSError, ValueError, KeyError, AttributeError, TypeError, RuntimeError) as error:
+                self.known[key] = f"cannot be timed: {(str(error).splitlines() or [''])[0][:80]}"  # it may still run
         return self.known[key]
 
     def _time(self, reference: str, *, pairs: bool) -> _Shape:

@@ -34,10 +34,11 @@ from rankwright.rooms.retrieve import RetrieveContext, pair_scorer, retrieve
 from rankwright.rooms.train import DevSet, Workbench, train
 from rankwright.sections import Experiment, ImportRetriever, MergeSection, Section
 from rankwright.toolbox.formats.content import content, file_content
+from rankwright.toolbox.metrics import measure_name
 from rankwright.toolbox.progress import say, stage_line
 from rankwright.toolbox.scorer import CachedScorer
 from rankwright.version import __version__
-from rankwright.workspace import Decision, MadeOf, RunFolder, disk_errors, stage_key, write_json, write_text
+from rankwright.workspace import MadeOf, RunFolder, disk_errors, stage_key, write_json, write_text
 
 ROOMS = ("data", "retrieve", "mine", "train", "merge", "rerank", "evaluate", "report")
 
@@ -71,13 +72,19 @@ class Outcome:
 
 
 class Walk:
-    """An experiment on its way through the rooms, in the run folder ``runs/NAME``."""
+    """An experiment on its way through the rooms, in the run folder ``runs/NAME``.
+
+    Raises, when it is made:
+        ConfigError: a name in the experiment stands for nothing.
+    """
 
     def __init__(self, experiment: Experiment, runs: Path = Path("runs")) -> None:
+        _check_metrics(experiment)
         self.experiment = experiment
         self.plan = Plan.of(experiment)
         self.folder = RunFolder(runs / experiment.name)
         self.boxes = Boxes(self.folder)
+        self.keys: dict[str, str] = {}
         self.context = RetrieveContext(
             cache=self.folder.cache,
             device=experiment.device,
@@ -94,18 +101,15 @@ class Walk:
             RankwrightError: of any kind; what was done before it stays, and the same call goes on from there.
         """
         stages = self._until(until)
-        with self.folder.locked(), disk_errors(self.folder.root):
+        with disk_errors(self.folder.root), self.folder.locked():
             self._write_front(source)
             return [self._walk_through(stage) for stage in stages]
 
     def dry_run(self, until: str | None = None) -> list[Outcome]:
-        """What `run` would do, as far as can be said: a stage behind one that must run is made anew or not."""
+        """What `run` would do; nothing is written. A stage's key does not wait for the stages before it."""
         outcomes: list[Outcome] = []
         for stage in self._until(until):
-            try:
-                decision = self.folder.decide(stage.name, stage.made_of())
-            except _NotMadeError as missing:
-                decision = Decision(False, f"after {missing}")
+            decision = self.folder.decide(stage.name, self._made_of(stage))
             action = "reuse" if decision.reuse else "resume" if decision.resume else "run"
             outcomes.append(Outcome(stage.name, action, decision.why))
         return outcomes
@@ -137,10 +141,17 @@ class Walk:
             raise ConfigError(f"the experiment has no {until} section", hint=f"add `{until}:` to it")
         return stages[: wanted[-1] + 1]
 
-    def _walk_through(self, stage: Stage) -> Outcome:
+    def _made_of(self, stage: Stage) -> MadeOf:
+        """What a stage is made of, and its key for those that follow."""
         made_of = stage.made_of()
+        self.keys[stage.name] = stage_key(made_of)
+        return made_of
+
+    def _walk_through(self, stage: Stage) -> Outcome:
+        made_of = self._made_of(stage)
         decision = self.folder.decide(stage.name, made_of)
         if decision.reuse:
+            self.folder.tidy(stage.name)
             stage_line(stage.name, "reused", decision.why)
             return Outcome(stage.name, "reused", decision.why)
         action = "resumed" if decision.resume else "ran"
@@ -161,14 +172,8 @@ class Walk:
             write_text(self.folder.root / "experiment.yaml", source)
         write_json(self.folder.root / "environment.json", environment())
 
-    def _key(self, stage: str) -> str:
-        done = self.folder.read(stage)
-        if done is None:
-            raise _NotMadeError(stage)
-        return str(done["key"])
-
     def _inputs(self, *stages: str) -> dict[str, Any]:
-        return {f"input.{stage}": self._key(stage) for stage in stages}
+        return {f"input.{stage}": self.keys[stage] for stage in stages}
 
     def _model_input(self, model: Model) -> dict[str, Any]:
         if model.stage:
@@ -296,7 +301,7 @@ class Walk:
         section = self.experiment.rerank
         assert section
         made: dict[str, Any] = {**_config("rerank", section), "rerank.candidates": self.plan.rerank_from}
-        made["rerank.arms"] = {arm: model.name for arm, model in self.plan.arms.items()}
+        made["rerank.arms"] = [f"{arm}: {model.name}" for arm, model in self.plan.arms.items()]  # their order counts
         made["rerank.split"] = self.plan.split
         for model in self.plan.arms.values():
             made |= self._model_input(model)
@@ -353,9 +358,9 @@ class Walk:
         """Where the table's numbers come from: data, candidates, models, versions."""
         retriever = self.experiment.retrieve[self.plan.rerank_from]
         told = {
-            "data": f"{self.experiment.data.source} ({self._key('data')[:12]})",
+            "data": f"{self.experiment.data.source} ({self.keys['data'][:12]})",
             "candidates": f"{self.plan.rerank_from}: {getattr(retriever, 'model', retriever.kind)}"
-            f" ({self._key('retrieve')[:12]})",
+            f" ({self.keys['retrieve'][:12]})",
         }
         for arm in self._arms():
             model = self.plan.arms[arm]
@@ -395,10 +400,6 @@ class Walk:
         return [str(out / "index.html")]
 
 
-class _NotMadeError(Exception):
-    """A stage is asked for whose input is not made yet (only a dry run meets it)."""
-
-
 def environment() -> dict[str, Any]:
     """What this process runs on: versions, processor, threads."""
     packages = {name: _version(name) for name in _PACKAGES}
@@ -413,7 +414,7 @@ def environment() -> dict[str, Any]:
 
 
 def status(run: Path) -> list[Mapping[str, Any]]:
-    """Each stage of a run folder: done or unfinished, how long it took, how far a training is.
+    """Each stage of a run folder: done, outdated (an earlier one was made anew) or unfinished; how far a training is.
 
     Raises:
         ArtefactError: there is no run in the folder.
@@ -423,19 +424,33 @@ def status(run: Path) -> list[Mapping[str, Any]]:
         raise ArtefactError("no run is here", where=str(run), hint="name a run folder, as in runs/demo")
     walk = Walk(config.load_experiment(resolved), run.parent)
     walk.folder = RunFolder(run)
-    return [_stage_status(walk, stage.name) for stage in walk.stages()]
+    told: dict[str, dict[str, Any]] = {}
+    for stage in walk.stages():
+        told[stage.name] = _stage_status(walk, stage.name, told)
+    return list(told.values())
 
 
-def _stage_status(walk: Walk, name: str) -> dict[str, Any]:
+def _stage_status(walk: Walk, name: str, before: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     done = walk.folder.read(name)
     if done:
-        return {"stage": name, "state": "done", "seconds": done["seconds"], "key": done["key"]}
+        then = done["made_of"].items()
+        inputs = {what.removeprefix("input."): key for what, key in then if what.startswith("input.")}
+        good = {stage: told["key"] for stage, told in before.items() if told["state"] == "done"}
+        state = "done" if inputs.items() <= good.items() else "outdated"
+        return {"stage": name, "state": state, "seconds": done["seconds"], "key": done["key"]}
     folder = walk.folder.stage(name)
     if not (folder / "unfinished").exists():
         return {"stage": name, "state": "not begun"}
     log = folder / "log.jsonl"
     steps = log.read_text(encoding="utf-8").count('"loss"') if log.exists() else None
     return {"stage": name, "state": "unfinished", **({"steps": steps} if steps is not None else {})}
+
+
+def _check_metrics(experiment: Experiment) -> None:
+    """Refuse an unknown metric now, and not after hours of training."""
+    watched = [training.dev.metric for training in experiment.train.values() if training.dev]
+    for metric in (*(experiment.evaluate.metrics if experiment.evaluate else ()), *watched):
+        measure_name(metric)
 
 
 def _config(name: str, section: Section) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rankwright.errors import ConfigError
-from rankwright.sections import Experiment
+from rankwright.sections import Experiment, FuseRetriever
 
 RETRIEVAL = "retrieval"
 
@@ -36,7 +36,8 @@ class Model:
 class Plan:
     """An experiment with all its names resolved.
 
-    `trainings` stand in an order in which each follows its base; `arms` maps an arm of the table to its model.
+    `trainings` stand in an order in which each follows its base; `arms` maps an arm of the table to its model;
+    `split` is measured, `splits` are all that the data must have.
     """
 
     mine_from: str
@@ -46,6 +47,7 @@ class Plan:
     arms: dict[str, Model]
     merged: tuple[Model, ...]
     split: str
+    splits: tuple[str, ...]
 
     @classmethod
     def of(cls, experiment: Experiment) -> Plan:
@@ -63,6 +65,8 @@ class Plan:
         if RETRIEVAL in arms:
             raise ConfigError(f"rerank.arms: {RETRIEVAL!r} is the retriever's own column; use another name")
         merge = experiment.merge
+        split = experiment.evaluate.split if experiment.evaluate else "test"
+        watched = ["dev" for training in experiment.train.values() if training.dev]
         return cls(
             mine_from=_retriever(
                 experiment, experiment.mine.candidates if experiment.mine else None, "mine.candidates"
@@ -72,7 +76,8 @@ class Plan:
             bases=bases,
             arms={arm: names.model(word, f"rerank.arms.{arm}") for arm, word in arms.items()},
             merged=tuple(names.model(word, "merge.models") for word in merge.models) if merge else (),
-            split=experiment.evaluate.split if experiment.evaluate else "test",
+            split=split,
+            splits=tuple(dict.fromkeys(["train", *watched, split])),
         )
 
 
@@ -125,6 +130,9 @@ def _check_sections(experiment: Experiment) -> None:
     wants_none = [name for name, training in experiment.train.items() if training.groups == "unlabelled"]
     if experiment.train and experiment.mine is None:
         raise ConfigError("train needs groups, and there is no mine section", hint="mine: {} takes its defaults")
+    for name, retriever in experiment.retrieve.items():
+        for fused in retriever.of if isinstance(retriever, FuseRetriever) else ():
+            _retriever(experiment, fused, f"retrieve.{name}.of")
     mine = experiment.mine
     if mine and wants_none and not mine.unlabelled:
         raise ConfigError(

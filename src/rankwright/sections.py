@@ -6,6 +6,7 @@ How a file becomes these models, and how its errors are told, is `config`'s busi
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -43,33 +44,33 @@ class DenseRetriever(Section):
     """A sentence-transformers encoder and an exact FAISS inner-product index."""
 
     kind: Literal["dense"]
-    model: str = "offline"
-    depth: int = Field(100, ge=1)
-    query_prompt: str = ""
-    document_prompt: str = ""
+    model: str = Field("offline", description="a sentence-transformers model: hub id, folder, or offline")
+    depth: int = Field(100, ge=1, description="candidates a query")
+    query_prompt: str = Field("", description="put before each query")
+    document_prompt: str = Field("", description="put before each document")
     query_length: int | None = Field(None, ge=4, description="tokens; default: the model's own limit")
     document_length: int | None = Field(None, ge=4, description="tokens; default: the model's own limit")
-    batch_size: int = Field(64, ge=1)
+    batch_size: int = Field(64, ge=1, description="texts encoded together")
 
 
 class Bm25Retriever(Section):
     """BM25 (Lucene's variant) over words, and over single characters where a script has no spaces."""
 
     kind: Literal["bm25"]
-    depth: int = Field(100, ge=1)
-    k1: float = Field(0.9, ge=0)
-    b: float = Field(0.4, ge=0, le=1)
+    depth: int = Field(100, ge=1, description="candidates a query")
+    k1: float = Field(0.9, ge=0, description="how soon repeated terms stop counting")
+    b: float = Field(0.4, ge=0, le=1, description="how much long documents are held back")
 
 
 class FuseRetriever(Section):
     """Several runs made one: reciprocal rank fusion, or a weighted sum of min-max normalised scores."""
 
     kind: Literal["fuse"]
-    of: list[str] = Field(min_length=2)
-    method: Literal["rrf", "weighted"] = "rrf"
-    rrf_k: int = Field(60, ge=1)
-    weights: list[float] | None = None
-    depth: int = Field(100, ge=1)
+    of: list[str] = Field(min_length=2, description="names of other retrievers")
+    method: Literal["rrf", "weighted"] = Field("rrf", description="reciprocal ranks, or a weighted sum of scores")
+    rrf_k: int = Field(60, ge=1, description="the constant of reciprocal rank fusion")
+    weights: list[float] | None = Field(None, description="one a retriever, for weighted")
+    depth: int = Field(100, ge=1, description="candidates a query")
 
     @model_validator(mode="after")
     def _one_weight_each(self) -> FuseRetriever:
@@ -82,8 +83,8 @@ class ImportRetriever(Section):
     """TREC run files of any engine, one for each split."""
 
     kind: Literal["import"]
-    runs: dict[Split, str]
-    depth: int = Field(100, ge=1)
+    runs: dict[Split, str] = Field(description="split -> TREC run file")
+    depth: int = Field(100, ge=1, description="candidates a query")
 
 
 Retriever = Annotated[DenseRetriever | Bm25Retriever | FuseRetriever | ImportRetriever, Field(discriminator="kind")]
@@ -115,7 +116,7 @@ class MineSection(Section):
 class DevSection(Section):
     """The ranking metric that training watches, on the retriever's own candidates for dev queries."""
 
-    metric: str = "ndcg@10"
+    metric: str = Field("ndcg@10", description="the metric that chooses the checkpoint")
     queries: int = Field(200, ge=1, description="a seeded sample of at most so many dev queries")
     depth: int = Field(30, ge=2, description="candidates a query")
     evaluations: int = Field(4, ge=1, description="how often an epoch")
@@ -125,45 +126,48 @@ class DevSection(Section):
 class LoraSection(Section):
     """Low-rank adapters (peft), merged into the weights when the model is saved."""
 
-    rank: int = Field(16, ge=1)
-    alpha: int = Field(32, ge=1)
-    dropout: float = Field(0.05, ge=0, lt=1)
-    targets: list[str] | Literal["all-linear"] = "all-linear"
+    rank: int = Field(16, ge=1, description="of the adapters")
+    alpha: int = Field(32, ge=1, description="the adapters' scale, times rank")
+    dropout: float = Field(0.05, ge=0, lt=1, description="before the adapters")
+    targets: list[str] | Literal["all-linear"] = Field("all-linear", description="layers that get one, by name")
 
 
 class SampleSection(Section):
     """A fresh seeded draw from each group in every epoch, as FlagEmbedding's trainer makes it."""
 
-    positives: int = Field(1, ge=1)
-    negatives: int = Field(7, ge=1)
+    positives: int = Field(1, ge=1, description="a group and epoch")
+    negatives: int = Field(7, ge=1, description="a group and epoch")
 
 
 class Training(Section):
     """One named training."""
 
     base: str = Field("offline", description="hub id, folder, other training's name, or offline")
-    groups: Literal["labelled", "unlabelled"] = "labelled"
+    groups: Literal["labelled", "unlabelled"] = Field("labelled", description="which of mine's groups to train on")
     sample: SampleSection | None = Field(
         None, description="draw from each group anew in every epoch (default: use all)"
     )
-    loss: dict[LossName, float] = Field(default={"listwise": 1.0, "kl": 1.0})
+    loss: dict[LossName, float] = Field(
+        default={"listwise": 1.0, "kl": 1.0},
+        description="a word, or weights of listwise, bce, ranknet, lambda, margin-mse, kl",
+    )
     kl_temperature: float = Field(0.05, gt=0, description="divides the teacher's scores before their softmax")
-    epochs: float = Field(1, gt=0)
-    max_steps: int | None = Field(None, ge=1)
+    epochs: float = Field(1, gt=0, description="passes over the groups; may be a fraction")
+    max_steps: int | None = Field(None, ge=1, description="optimiser steps at most")
     batch: int = Field(8, ge=1, description="queries a micro-batch")
     accumulate: int = Field(1, ge=1, description="micro-batches an optimiser step")
-    learning_rate: float = Field(2e-5, gt=0)
+    learning_rate: float = Field(2e-5, gt=0, description="its peak; 2e-5 for base-sized models, 1e-4 for MiniLM's")
     head_learning_rate: float | None = Field(None, gt=0, description="for the classification head (default: the same)")
     warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps")
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
-    weight_decay: float = Field(0.01, ge=0)
+    schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="after the warm-up, down to 0")
+    weight_decay: float = Field(0.01, ge=0, description="AdamW's; not on biases and norms")
     clip: float | None = Field(1.0, gt=0, description="largest norm of the gradient")
     max_length: int = Field(512, ge=8, description="tokens of a pair")
-    precision: Precision = "auto"
-    gradient_checkpointing: bool = False
-    lora: LoraSection | None = None
-    dev: DevSection | None = Field(default_factory=DevSection)
-    keep: Literal["best", "last"] = "best"
+    precision: Precision = Field("auto", description="auto: bf16 where it is faster, else fp32")
+    gradient_checkpointing: bool = Field(False, description="less memory for a third more time")
+    lora: LoraSection | None = Field(None, description="train adapters instead of all weights")
+    dev: DevSection | None = Field(default_factory=DevSection, description="what training watches; null: nothing")
+    keep: Literal["best", "last"] = Field("best", description="the best checkpoint on dev, or the last step")
     checkpoints: int = Field(4, ge=1, description="resumable checkpoints an epoch")
     seed: int | None = Field(None, description="default: the experiment's")
 
@@ -186,8 +190,12 @@ class Training(Section):
 class MergeSection(Section):
     """Which models to average into one."""
 
-    models: list[str] = Field(default_factory=lambda: ["base", "finetuned"], min_length=1)
-    method: Literal["linear"] = "linear"
+    models: list[str] = Field(
+        default_factory=lambda: ["base", "finetuned"],
+        min_length=1,
+        description="base, trainings, or models from outside",
+    )
+    method: Literal["linear"] = Field("linear", description="the weighted average of every tensor")
     weights: list[float] | None = Field(None, description="one a model, summing to 1 (default: equal)")
 
     @model_validator(mode="after")
@@ -207,24 +215,32 @@ class RerankSection(Section):
     arms: dict[str, str] | None = Field(
         None, description="arm -> base, a training, merged, or a model (default: base, finetuned, merged)"
     )
-    max_length: int = Field(512, ge=8)
-    precision: Precision = "auto"
+    max_length: int = Field(512, ge=8, description="tokens of a pair")
+    precision: Precision = Field("auto", description="auto: fp32, the reference")
+
+    @field_validator("arms")
+    @classmethod
+    def _plain_names(cls, arms: dict[str, str] | None) -> dict[str, str] | None:
+        _refuse_odd_names(arms or ())
+        return arms
 
 
 class EvaluateSection(Section):
     """Which metrics, and how their uncertainty is measured."""
 
-    metrics: list[str] = Field(default_factory=lambda: list(METRICS), min_length=1)
-    split: Split = "test"
+    metrics: list[str] = Field(
+        default_factory=lambda: list(METRICS), min_length=1, description="mrr@k, recall@k, ndcg@k, map, precision@k, …"
+    )
+    split: Split = Field("test", description="whose queries")
     bootstrap: int = Field(2000, ge=100, description="resamples of the queries")
     permutations: int = Field(10000, ge=100, description="draws of the paired randomisation test")
-    confidence: float = Field(0.95, gt=0.5, lt=1)
+    confidence: float = Field(0.95, gt=0.5, lt=1, description="of the intervals")
 
 
 class ReportSection(Section):
     """What the page shows."""
 
-    title: str | None = None
+    title: str | None = Field(None, description="default: the experiment's name")
     examples: int = Field(10, ge=0, description="wins and losses shown, each")
 
 
@@ -232,21 +248,25 @@ class Experiment(Section):
     """A whole experiment. A section that is missing skips its room, save those that have defaults."""
 
     name: str = Field("experiment", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    seed: int = 0
+    seed: int = Field(0, description="of every draw")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
-    data: DataSection
-    retrieve: dict[str, Retriever] = Field(min_length=1)
-    mine: MineSection | None = None
-    train: dict[str, Training] = Field(default_factory=dict)
-    merge: MergeSection | None = None
-    rerank: RerankSection | None = None
+    data: DataSection = Field(description="the collection")
+    retrieve: dict[str, Retriever] = Field(min_length=1, description="name -> retriever")
+    mine: MineSection | None = Field(None, description="groups to train on")
+    train: dict[str, Training] = Field(default_factory=dict, description="name -> training")
+    merge: MergeSection | None = Field(None, description="models averaged")
+    rerank: RerankSection | None = Field(None, description="the arms")
     evaluate: EvaluateSection | None = Field(default_factory=EvaluateSection)
     report: ReportSection | None = Field(default_factory=ReportSection)
 
     @field_validator("retrieve", "train")
     @classmethod
     def _plain_names(cls, named: dict[str, object]) -> dict[str, object]:
-        for name in named:
-            if not name.replace("-", "").replace("_", "").isalnum():
-                raise ValueError(f"{name!r} must be letters, digits, - and _, since it names files")
+        _refuse_odd_names(named)
         return named
+
+
+def _refuse_odd_names(names: Iterable[str]) -> None:
+    for name in names:
+        if not name.replace("-", "").replace("_", "").isalnum():
+            raise ValueError(f"{name!r} must be letters, digits, - and _, since it names files")

@@ -32,6 +32,9 @@ _DONE = "stage.json"
 _UNFINISHED = "unfinished"
 _SCRATCH = ("checkpoints",)
 """What is only there to go on from; it goes when the stage is done."""
+_FREE = "free some space; the same command goes on"
+_FULL = ("No space left", "PytorchStreamWriter failed", "unexpected pos")
+"""What safetensors and (the last two) torch.save say on a full disk."""
 
 
 @dataclass(frozen=True)
@@ -101,14 +104,22 @@ class RunFolder:
         outputs = {str(file.relative_to(folder)): file.stat().st_size for file in sorted(_outputs(folder))}
         done = {"key": stage_key(made_of), "seconds": round(time.monotonic() - started, 2)}
         write_json(folder / _DONE, {**done, "made_of": dict(made_of), "outputs": outputs})
-        (folder / _UNFINISHED).unlink()
-        for name in _SCRATCH:
-            shutil.rmtree(folder / name, ignore_errors=True)
+        self.tidy(name)
+
+    def tidy(self, name: str) -> None:
+        """Remove what a finished stage needs no longer, also after a kill that came just before this."""
+        folder = self.stage(name)
+        (folder / _UNFINISHED).unlink(missing_ok=True)
+        for scratch in _SCRATCH:
+            shutil.rmtree(folder / scratch, ignore_errors=True)
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Keep a second command out of this run folder. The lock goes with the process, however it dies."""
-        self.root.mkdir(parents=True, exist_ok=True)
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            raise ArtefactError("a file is where the run folder should be", where=str(self.root)) from None
         lock = FileLock(str(self.root / ".lock"), timeout=0)
         try:
             lock.acquire()
@@ -149,12 +160,14 @@ def disk_errors(where: Path) -> Iterator[None]:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
             raise
         place = str(error.filename or where)
-        raise DiskError(str(error.strerror), where=place, hint="free some space; the same command goes on") from error
-    except Exception as error:  # safetensors and torch wrap the system's message in errors of their own
-        if "No space left" not in str(error):
+        hint = _FREE if error.errno in (errno.ENOSPC, errno.EDQUOT) else "see its permissions, or name another --runs"
+        raise DiskError(str(error.strerror), where=place, hint=hint) from error
+    except DiskError:
+        raise
+    except Exception as error:  # safetensors and torch have errors of their own
+        if not any(sign in str(error) for sign in _FULL):
             raise
-        hint = "free some space; the same command goes on"
-        raise DiskError("no space left on the disk", where=str(where), hint=hint) from error
+        raise DiskError("no space left on the disk", where=str(where), hint=_FREE) from error
 
 
 def _changes(then: MadeOf, now: MadeOf, shown: int = 2) -> str:
@@ -190,7 +203,8 @@ def _outputs(folder: Path) -> Iterator[Path]:
 
 
 def _empty(folder: Path) -> None:
-    (folder / _DONE).unlink(missing_ok=True)
+    for mark in (_DONE, _UNFINISHED):  # first of all: what a kill leaves of the rest must not be gone on with
+        (folder / mark).unlink(missing_ok=True)
     if folder.exists():
         shutil.rmtree(folder)
 

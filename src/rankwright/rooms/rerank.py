@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rankwright.core import Collection, Run
+from rankwright.errors import ModelError
 
 TextScorer = Callable[[Sequence[tuple[str, str]]], NDArray[np.float32]]
 """(query text, document text) pairs -> scores, float32 (len(pairs),)."""
@@ -24,12 +25,15 @@ def rerank(collection: Collection, run: Run, scorer: TextScorer, *, depth: int) 
     the run is in order by its scores. Scores that are not finite would make an order of chance.
 
     Raises:
-        ValueError: the scorer returned NaN or infinity.
+        ModelError: the scorer returned NaN or infinity.
     """
     ids = [(query, document) for query in run.rankings for document in run.documents(query)[:depth]]
     scores = scorer([(collection.queries[query], collection.documents[document]) for query, document in ids])
     if not np.isfinite(scores).all():
-        raise ValueError(f"{int((~np.isfinite(scores)).sum())} of {len(scores)} scores are not finite")
+        raise ModelError(
+            f"{int((~np.isfinite(scores)).sum())} of {len(scores)} scores are not finite",
+            hint="check the model's weights, or precision: fp32",
+        )
     reranked: dict[str, dict[str, float]] = {query: {} for query in run.rankings}
     for (query, document), score in zip(ids, scores.tolist(), strict=True):
         reranked[query][document] = score

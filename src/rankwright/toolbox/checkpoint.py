@@ -3,8 +3,9 @@
     checkpoints/step-000120/   weights.safetensors, state.pt (optimiser, random state), state.json (counters)
     checkpoints/best-000090.safetensors
 
-A checkpoint is written under another name and renamed; the one before it goes only afterwards. What the counters
-mean is the training loop's business.
+A checkpoint is written under another name and renamed; the one before it goes only afterwards. Hence one that takes
+the place of another of the same step gets a name of its own (step-000120-1). What the counters mean is the training
+loop's business.
 """
 
 from __future__ import annotations
@@ -31,8 +32,9 @@ def save(folder: Path, step: int, model: torch.nn.Module, optimizer: torch.optim
     save_model(model, str(made / "weights.safetensors"))
     torch.save({"optimizer": optimizer.state_dict(), "random": _random_state()}, made / "state.pt")
     (made / "state.json").write_text(json.dumps(counters))
-    done = folder / f"step-{step:06d}"
-    shutil.rmtree(done, ignore_errors=True)
+    before = [_place(other) for other in folder.glob("step-*")]
+    again = 1 + max((number for saved, number in before if saved == step), default=-1)
+    done = folder / (f"step-{step:06d}-{again}" if again else f"step-{step:06d}")
     made.rename(done)
     for other in folder.glob("step-*"):
         if other != done:
@@ -41,7 +43,7 @@ def save(folder: Path, step: int, model: torch.nn.Module, optimizer: torch.optim
 
 def newest(folder: Path) -> Path | None:
     """The newest whole checkpoint, or None."""
-    return max(folder.glob("step-*"), default=None)
+    return max(folder.glob("step-*"), key=_place, default=None)
 
 
 def load(checkpoint: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Counters:
@@ -82,6 +84,12 @@ def forget_bests(folder: Path, but: int) -> None:
     for file in folder.glob("best-*.safetensors"):
         if file.name != f"best-{but:06d}.safetensors":
             file.unlink()
+
+
+def _place(checkpoint: Path) -> tuple[int, int]:
+    """A checkpoint's step, and how often that step had been saved before."""
+    _, step, *again = checkpoint.name.split("-")
+    return int(step), int(again[0]) if again else 0
 
 
 def _random_state() -> dict[str, Any]:

@@ -81,12 +81,20 @@ def _cpu_gain(cache: Path | None) -> float:
 
     file = cache / "precision.json" if cache else None
     machine = f"{platform.machine()} {_cpu_name()} torch {torch.__version__} {torch.get_num_threads()} threads"
-    known = json.loads(file.read_text()) if file and file.exists() else {}
+    known = _remembered(file)
     if machine not in known:
         known[machine] = round(_seconds(torch.float32) / _seconds(torch.bfloat16), 2)
         if file:
             write_json(file, known)
     return float(known[machine])
+
+
+def _remembered(file: Path | None) -> dict[str, float]:
+    """The measurements of earlier runs; a file that is not there, or damaged, remembers nothing."""
+    try:
+        return dict(json.loads(file.read_text())) if file else {}
+    except (OSError, ValueError):
+        return {}
 
 
 def _seconds(dtype: torch.dtype) -> float:

@@ -27,6 +27,8 @@ WINDOW = 4096
 TOKEN_BUDGET = {"cpu": 2048, "cuda": 32768, "mps": 8192}
 """Tokens of a batch, padding included. On two cores 1k to 4k are equally fast; larger falls out of the cache."""
 
+_COUNTS_FROM_PADDING = ("roberta", "camembert", "mpnet", "data2vec-text", "ibert", "longformer")
+
 
 def longest_input(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int:
     """How many tokens of a pair the model can read.
@@ -34,7 +36,7 @@ def longest_input(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) 
     RoBERTa's kind counts positions from the padding id on, so two of its 514 positions are never used.
     """
     positions = int(getattr(config, "max_position_embeddings", 0) or 0)
-    if positions and "roberta" in str(config.model_type):
+    if positions and any(kind in str(config.model_type) for kind in _COUNTS_FROM_PADDING):
         positions -= int(config.pad_token_id or 0) + 1
     limits = [limit for limit in (positions, int(tokenizer.model_max_length)) if 0 < limit < 1_000_000]
     return min(limits, default=512)

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,6 +71,7 @@ class Reranker:
     @classmethod
     def _open(cls, folder: Path, device: str, max_length: int, seed: int | None) -> Reranker:
         import torch
+        from safetensors import SafetensorError
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
         try:
@@ -80,11 +81,11 @@ class Reranker:
                 model, found = AutoModelForSequenceClassification.from_pretrained(
                     folder, num_labels=1, dtype=torch.float32, output_loading_info=True
                 )
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
-            raise ModelError(f"cannot load the model: {_first_line(error)}", where=str(folder)) from error
-        missing = sorted(found["missing_keys"])
-        if seed is None and missing:
-            raise ModelError(f"{len(missing)} weights are missing ({', '.join(missing[:3])} …)", where=str(folder))
+        except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+            raise ModelError(
+                f"cannot load the model: {_first_line(error)}", where=str(folder), hint="fetch or save it again, whole"
+            ) from error
+        _refuse_missing(sorted(found["missing_keys"]), model, folder, new_head=seed is not None)
         longest = engine.longest_input(model.config, tokenizer)
         device = choose_device(device)
         return cls(model.to(device), tokenizer, min(max_length, longest), device, folder, new_head=seed is not None)
@@ -94,30 +95,38 @@ class Reranker:
         return engine.score(self.model, self.tokenizer, pairs, max_length=self.max_length, precision=precision)
 
     def rank(self, query: str, documents: Sequence[str], *, top: int | None = None) -> list[tuple[int, float]]:
-        """(position in `documents`, logit), best first; ties keep the order given."""
-        scores = self.score([(query, document) for document in documents])
+        """(position in `documents`, logit), best first; ties keep the order given.
+
+        A text that stands there twice is scored once: from another row of a batch its last bits would differ.
+        """
+        place = {document: number for number, document in enumerate(dict.fromkeys(documents))}
+        scores = self.score([(query, document) for document in place])[[place[document] for document in documents]]
         order = np.argsort(-scores, kind="stable")[:top]
         return [(int(position), float(scores[position])) for position in order]
 
     def save(self, folder: Path, *, card: str) -> None:
-        """Write the model folder, whole or not at all: into a hidden sibling, then renamed. `card` is its README."""
-        made = folder.with_name(f".{folder.name}.{os.getpid()}")
+        """Write the model folder, whole or not at all: into a hidden sibling, then renamed. `card` is its README.
+
+        An older folder steps aside by rename too, so that none is ever half there.
+        """
+        made, aside = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
         shutil.rmtree(made, ignore_errors=True)
         made.mkdir(parents=True)
         try:
             self._write(made)
             (made / "README.md").write_text(card, encoding="utf-8")
-            shutil.rmtree(folder, ignore_errors=True)
+            if folder.exists():
+                shutil.rmtree(aside, ignore_errors=True)
+                folder.rename(aside)
             made.rename(folder)
         finally:
             shutil.rmtree(made, ignore_errors=True)
+        shutil.rmtree(aside, ignore_errors=True)
 
     def _write(self, folder: Path) -> None:
-        import sentence_transformers
-
         config = self.model.config
         config.id2label, config.label2id = {0: "LABEL_0"}, {"LABEL_0": 0}
-        config.sentence_transformers = {"activation_fn": _ACTIVATION, "version": sentence_transformers.__version__}
+        config.sentence_transformers = {"activation_fn": _ACTIVATION, "version": version("sentence-transformers")}
         with _quiet():
             self.model.save_pretrained(folder, max_shard_size="100GB")
             _unbound(self.tokenizer).save_pretrained(folder)
@@ -132,9 +141,13 @@ def has_head(folder: Path) -> bool:
     """
     file = folder / "config.json"
     try:
-        config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"not a model folder: {_first_line(error)}", where=str(file)) from None
+        config: dict[str, Any] = dict(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise ModelError(
+            f"not a model folder: {_first_line(error)}",
+            where=str(file),
+            hint="a model folder holds config.json, model.safetensors and a tokenizer",
+        ) from None
     architecture = (config.get("architectures") or [""])[0]
     if not architecture.endswith("ForSequenceClassification"):
         return False
@@ -146,6 +159,18 @@ def has_head(folder: Path) -> bool:
             hint="train from its plain encoder, or from a reranker with one label",
         )
     return True
+
+
+def _refuse_missing(missing: Sequence[str], model: PreTrainedModel, folder: Path, *, new_head: bool) -> None:
+    """Raise a ModelError when weights are missing that should be there: a new head and its pooler need not be."""
+    if new_head:
+        encoder = f"{model.base_model_prefix}."
+        missing = [name for name in missing if name.startswith(encoder) and ".pooler." not in name]
+    if missing:
+        shown = ", ".join(missing[:3]) + (" …" if len(missing) > 3 else "")
+        raise ModelError(
+            f"{len(missing)} weights are missing ({shown})", where=str(folder), hint="fetch or save it again, whole"
+        )
 
 
 def model_card(title: str, base: str, lines: Sequence[str]) -> str:

@@ -20,9 +20,9 @@ _SECONDS_BETWEEN_LINES = 30.0
 Advance = Callable[[int], None]
 
 
-def silence() -> None:
-    """Say nothing from here on."""
-    _console.quiet = True
+def silence(quiet: bool = True) -> None:
+    """Say nothing from here on; or, with False, speak again."""
+    _console.quiet = quiet
 
 
 def say(message: str) -> None:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from rankwright.core import content_hash
 from rankwright.toolbox import engine
-from rankwright.toolbox.device import choose_precision
+from rankwright.toolbox.device import choose_device, choose_precision
 from rankwright.toolbox.model import Reranker, has_head
 from rankwright.toolbox.progress import bar, say
 from rankwright.toolbox.store import RowStore, content_keys, fill
@@ -25,6 +25,7 @@ class CachedScorer:
 
     Raises, when it is made:
         ModelError: the folder or hub id holds no reranker.
+        ConfigError: a precision that the device has not.
     """
 
     def __init__(
@@ -39,7 +40,8 @@ class CachedScorer:
         self.folder = locate(str(reference))
         self.device = device
         self.max_length = max_length
-        self.precision = "fp32" if precision == "auto" else choose_precision(precision, device)[0]
+        # Not measured where `auto` is asked for: a cached score must not depend on the machine's mood.
+        self.precision = "fp32" if precision == "auto" else choose_precision(precision, choose_device(device))[0]
         if not has_head(self.folder):
             Reranker.load(self.folder)  # raises, and says what to do
         self.fingerprint = fingerprint(self.folder)

@@ -27,7 +27,7 @@ def locate(reference: str) -> Path:
     if reference == OFFLINE:
         return _offline()
     folder = Path(reference).expanduser()
-    if folder.is_dir():
+    if folder.is_dir() and reference.strip():  # "" would be the working folder
         return folder
     if folder.is_absolute() or reference.startswith((".", "~")) or reference.count("/") > 1 or not reference.strip():
         raise ModelError(f"no model folder {reference!r}", hint="check the path; a model folder holds a config.json")
@@ -43,8 +43,9 @@ def fingerprint(folder: Path) -> str:
     files = sorted({file for pattern in _MODEL_FILES for file in folder.rglob(pattern) if file.is_file()})
     if any(file.suffix == ".safetensors" for file in files):
         files = [file for file in files if not any(file.match(pattern) for pattern in _PICKLES)]
-    files = [file for file in files if file.name != "rankwright.json" and "checkpoints" not in file.parts]
-    stamps = tuple((str(file.relative_to(folder)), file.stat().st_size, file.stat().st_mtime_ns) for file in files)
+    names = {file: file.relative_to(folder) for file in files}
+    names = {f: name for f, name in names.items() if f.name != "rankwright.json" and "checkpoints" not in name.parts}
+    stamps = tuple((str(name), file.stat().st_size, file.stat().st_mtime_ns) for file, name in names.items())
     return _hash_files(folder, stamps)
 
 

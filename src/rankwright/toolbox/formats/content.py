@@ -21,7 +21,7 @@ def content(source: str) -> str:
         return content_hash([location, json.dumps(_BUILT[kind](location), sort_keys=True)])
     if kind == "hub":
         return content_hash([location, _commit(location)])
-    return file_content(location)
+    return file_content(location) if location else content_hash([source])  # not the working folder
 
 
 def file_content(path: str) -> str:
