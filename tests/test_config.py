@@ -84,8 +84,10 @@ def test_unknown_keys_are_told_with_their_lines_and_a_guess_and_all_at_once(refu
 
 
 def test_the_guess_knows_which_kind_of_retriever_it_is(refusal):
-    text = YAML.replace("dense: {kind: dense, depth: 50}", "words: {kind: bm25, k2: 1}")
-    assert refusal(text).startswith("exp.yaml:5: unknown key retrieve.words.k2; did you mean k1?")
+    text = YAML.replace("dense: {kind: dense, depth: 50}", "a: {kind: dense, model_: x}\n  b: {kind: bm25, model_: x}")
+    first, second = refusal(text).splitlines()
+    assert first == "exp.yaml:5: unknown key retrieve.a.model_; did you mean model?"
+    assert second == "exp.yaml:6: unknown key retrieve.b.model_; did you mean one of kind, depth, k1, b?"
 
 
 def test_a_key_like_none_that_is_known_is_answered_with_all_that_are(refusal):
@@ -105,7 +107,8 @@ def test_wrong_values_are_told_with_their_lines_and_what_they_say(refusal):
     [
         ("kind: dense", "kind: dens", "exp.yaml:5: retrieve.dense: input tag 'dens'"),
         ("kind: dense, ", "", "exp.yaml:5: retrieve.dense: unable to extract tag"),
-        ("loss: listwise", "loss: listwse", "exp.yaml:12: train.finetuned.loss.listwse: input should be 'listwise',"),
+        ("loss: listwise", "loss: {listwse: 1}", "exp.yaml:12: train.finetuned.loss.listwse: input should be 'listw"),
+        ("loss: listwise", "loss: {kl: x}", "exp.yaml:12: train.finetuned.loss.kl: input should be a valid number"),
         ("loss: listwise", "loss: {bce: 0}", "exp.yaml:10: train.finetuned: loss needs at least one term"),
         ("[1, 30]", "[30, 1]", "exp.yaml:8: mine.window: window must be [first, last]"),
         ("[1, 30]", "[1, x]", "exp.yaml:8: mine.window.1: input should be a valid integer"),

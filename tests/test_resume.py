@@ -15,7 +15,7 @@ import sys
 
 import pytest
 
-DRIVER = '''
+DRIVER = """
 import importlib, json, os, signal, sys, traceback
 from functools import reduce
 
@@ -70,7 +70,7 @@ for line in sys.stdin:
     if pid == 0:
         child(json.loads(line))
     print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
-'''
+"""
 
 STAGES = (
     *("data", "retrieve", "mine", "train/distilled", "train/finetuned", "merge"),

