@@ -40,7 +40,7 @@ def test_of_two_trainings_from_one_base_the_last_written_is_finetuned():
 def test_a_training_that_bears_one_of_the_words_is_what_the_word_means():
     made = plan(train={"finetuned": {}, "later": {"base": "finetuned"}})
     assert made.arms["finetuned"] == Model("train", "finetuned")
-    assert made.arms["base"] == Model("train", "finetuned")
+    assert made.arms["base"] == Model("outside", "offline")
 
 
 def test_arms_may_be_named_and_come_from_anywhere(tmp_path):
@@ -79,7 +79,7 @@ def test_the_splits_that_the_data_must_have_are_those_that_something_reads():
         ({"train": {"distilled": {}, "b": {"base": "distiled"}}}, "'distiled'; did you mean distilled?"),
         ({"train": {"a": {}}, "merge": {"models": ["base", "finetund"]}}, "merge.models: no training or model"),
         ({"merge": {"models": ["base", "finetuned"]}}, "merge.models: there is no training that 'base' could mean"),
-        ({"train": {"a": {}}, "merge": {"models": ["a", "merged"]}}, "there is no merge section that 'merged'"),
+        ({"train": {"a": {}}, "merge": {"models": ["a", "merged"]}}, "the merge cannot be made of itself"),
         ({"rerank": {"arms": {"one": "merged"}}}, "rerank.arms.one: there is no merge section"),
         ({"rerank": {"arms": {"retrieval": "offline"}}}, "'retrieval' is the retriever's own column"),
         ({"rerank": {"candidates": "bm52"}}, "rerank.candidates: there is no retriever 'bm52'; did you mean bm25?"),
@@ -110,3 +110,24 @@ def test_a_folder_whose_name_is_like_a_word_is_still_a_folder(tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     made = plan(train={"tuned": {}}, rerank={"arms": {"one": "finetune"}})
     assert made.arms["one"] == Model("outside", "finetune")
+
+
+def test_base_is_what_finetuned_starts_from_whatever_else_is_trained():
+    made = plan(train={"finetuned": {"base": "x/one"}, "other": {"base": "x/two"}}, rerank={})
+    assert made.arms == {"base": Model("outside", "x/one"), "finetuned": Model("train", "finetuned")}
+
+
+@pytest.mark.parametrize("word", ["base", "merged"])
+def test_a_training_that_starts_from_an_arm_is_refused(word):
+    with pytest.raises(ConfigError, match="is an arm"):
+        plan(train={"tuned": {"base": word}}, merge={})
+
+
+def test_a_hub_id_that_is_like_a_word_is_still_a_hub_id():
+    made = plan(train={"tuned": {}}, merge={}, rerank={"arms": {"hub": "merged/base"}})
+    assert made.arms["hub"] == Model("outside", "merged/base")
+
+
+def test_dev_is_not_needed_where_nothing_watches_it():
+    made = plan(train={"tuned": {"dev": None, "keep": "last"}})
+    assert "dev" not in made.splits

@@ -454,11 +454,16 @@ def _check_metrics(experiment: Experiment) -> None:
 
 
 def _config(name: str, section: Section) -> dict[str, Any]:
-    """A section, flat: ``{"mine.negatives": 7, …}``."""
-    flat: dict[str, Any] = {}
-    for key, value in section.model_dump(mode="json").items():
-        flat[f"{name}.{key}"] = value
-    return flat
+    """A section, flat: ``{"mine.negatives": 7, "train.finetuned.dev.depth": 30, …}``."""
+    return dict(_flat(name, section.model_dump(mode="json")))
+
+
+def _flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict) and value:
+        for key, below in value.items():
+            yield from _flat(f"{name}.{key}", below)
+    else:
+        yield name, value
 
 
 def _version(package: str) -> str | None:

@@ -1,8 +1,8 @@
 """What the names in an experiment stand for: which retriever, which model, in which order.
 
-Reads an Experiment and nothing else: no files, no models. `base` is what the last training starts from, `finetuned`
-the last training unless one bears that name, `merged` the merge; any other word is a training's name, or a model
-from outside (a folder, a hub id, `offline`).
+Reads an Experiment and nothing else: no files, no models. `finetuned` is the last training unless one bears that name,
+`base` what that one starts from, `merged` the merge; any other word is a training's name, or a model from outside (a
+folder, a hub id, `offline`).
 """
 
 from __future__ import annotations
@@ -92,6 +92,8 @@ class _Names:
             raise ConfigError(f"train.{training} starts from itself")
         if word in self.trainings:
             return Model("train", word)
+        if word in ("base", "merged"):
+            raise ConfigError(f"train.{training}.base: {word!r} is an arm; name a training, or a model from outside")
         return self._outside(word, f"train.{training}.base", self.trainings)
 
     def model(self, word: str, where: str) -> Model:
@@ -100,10 +102,12 @@ class _Names:
         if word in ("base", "finetuned"):
             if not self.trainings:
                 raise ConfigError(f"{where}: there is no training that {word!r} could mean")
-            last = self._last()
-            return Model("train", last) if word == "finetuned" else self.base(last)
+            tuned = "finetuned" if "finetuned" in self.trainings else self._last()
+            return Model("train", tuned) if word == "finetuned" else self.base(tuned)
+        if word == "merged" and where.startswith("merge."):
+            raise ConfigError(f"{where}: the merge cannot be made of itself")
         if word == "merged":
-            if self.experiment.merge is None or where.startswith("merge."):
+            if self.experiment.merge is None:
                 raise ConfigError(f"{where}: there is no merge section that {word!r} could mean")
             return Model("merge", "merged")
         return self._outside(word, where, [*self.trainings, "base", "finetuned", "merged"])

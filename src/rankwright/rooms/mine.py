@@ -130,9 +130,13 @@ class _Sources:
             found.update(self.texts[document] for document in relevant(grades))
         return finds
 
-    def rng(self, query: str, purpose: str) -> np.random.Generator:
+    def lot(self, query: str, purpose: str) -> int:
+        """A number drawn for this query and purpose alone."""
         digest = hashlib.blake2b(f"{self.seed}\0{purpose}\0{query}".encode(), digest_size=8).digest()
-        return np.random.default_rng(int.from_bytes(digest, "little"))
+        return int.from_bytes(digest, "little")
+
+    def rng(self, query: str, purpose: str) -> np.random.Generator:
+        return np.random.default_rng(self.lot(query, purpose))
 
     def window(self, query: str) -> list[tuple[int, str]]:
         """(rank, document id) within the window."""
@@ -184,11 +188,12 @@ def _group(
     grades = sources.collection.qrels["train"][query]
     section = sources.section
     everything = relevant(grades)
+    if not everything:
+        mined.counts["queries left out: nothing is relevant to them"] += 1
+        return None
     positives = _sample(sources.rng(query, "positives"), everything, section.positives)
     texts = {sources.texts[document]: document for document in everything}
     kept = _negatives(sources, query, texts, thresholds.get(query), mined)
-    if len(kept) < section.negatives:
-        mined.counts["groups found fewer mined negatives than asked"] += 1
     chosen = [(document, "mined") for document in _sample(sources.rng(query, "mined"), kept, section.negatives)]
     taken = {*positives, *(document for document, _ in chosen)}
     given = [d for d, grade in grades.items() if grade <= 0 and d not in taken and not sources.reason(query, d, texts)]
@@ -199,6 +204,10 @@ def _group(
     if not chosen:
         mined.counts["queries left out: no negative was found"] += 1
         return None
+    origins = ["positive"] * len(positives) + [origin for _, origin in chosen]
+    for origin, wanted in (("mined", section.negatives), ("given", section.given), ("random", section.random)):
+        if origins.count(origin) < wanted:
+            mined.counts[f"groups found fewer {origin} negatives than asked"] += 1
     documents = [*positives, *(document for document, _ in chosen)]
     return Group(
         query_id=query,
@@ -207,7 +216,7 @@ def _group(
         documents=[sources.collection.documents[document] for document in documents],
         labels=[grades[document] for document in positives] + [0] * len(chosen),
         teacher=[float("nan")] * len(documents),
-        origins=["positive"] * len(positives) + [origin for _, origin in chosen],
+        origins=origins,
     )
 
 
@@ -238,11 +247,15 @@ def _negatives(
         if reason is None:
             kept.append(document)
             continue
-        text, known = sources.collection.documents[document], None if np.isnan(positive) else positive
-        mined.dropped.append(
-            Dropped(query, sources.collection.queries[query], document, text, rank, reason, score, known)
-        )
+        text = sources.collection.documents[document]
+        scored = (_number(score), _number(positive))
+        mined.dropped.append(Dropped(query, sources.collection.queries[query], document, text, rank, reason, *scored))
     return kept
+
+
+def _number(score: float | None) -> float | None:
+    """None for a score that is not a number: JSON has no NaN."""
+    return None if score is None or np.isnan(score) else score
 
 
 def _random(sources: _Sources, query: str, taken: set[str], refused: Callable[[str], str | None]) -> list[str]:
@@ -264,13 +277,10 @@ def _random(sources: _Sources, query: str, taken: set[str], refused: Callable[[s
 
 def _unlabelled(sources: _Sources, queries: Sequence[str]) -> list[Group]:
     """Groups made without a look at labels: half from the first ten ranks, the rest from the window, some random."""
-    wanted = sources.section.unlabelled
-    order = np.random.default_rng(sources.seed).permutation(len(queries))[:wanted]
+    chosen = sorted(queries, key=lambda query: sources.lot(query, "unlabelled"))[: sources.section.unlabelled]
     groups = []
-    for query in (queries[place] for place in order):
-        ranked = [
-            (rank, d) for rank, d in enumerate(sources.run.documents(query), 1) if not sources.reason(query, d, {})
-        ]
+    for query in chosen:
+        ranked = [(rank, d) for rank, d in enumerate(sources.run.documents(query), 1) if not sources.barred(query, d)]
         width = 1 + sources.section.negatives
         head = _sample(sources.rng(query, "head"), [d for rank, d in ranked if rank <= 10], (width + 1) // 2)
         tail = [d for rank, d in ranked if rank <= max(sources.section.window[1], 20) and d not in head]

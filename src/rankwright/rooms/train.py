@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rankwright.core import Collection, Group, Qrels, Run, text_id
-from rankwright.errors import DataError, ModelError
+from rankwright.errors import ConfigError, DataError, ModelError
 from rankwright.sections import DevSection, SampleSection, Training
 from rankwright.toolbox import checkpoint, engine, losses
 from rankwright.toolbox.device import choose_device, choose_precision
@@ -60,9 +62,12 @@ class DevSet:
         return cls(pairs, ids, {query: qrels[query] for query in chosen}, section.metric)
 
     def measure(self, score: Callable[[Sequence[tuple[str, str]]], NDArray[np.float32]]) -> float:
-        """The mean metric of the candidates in the order of `score`."""
+        """The mean metric of the candidates in the order of `score`; 0 when a score is not finite: that is no order."""
+        values = score(self.pairs)
+        if not np.isfinite(values).all():
+            return 0.0
         scores: dict[str, dict[str, float]] = {}
-        for (query, document), value in zip(self.ids, score(self.pairs).tolist(), strict=True):
+        for (query, document), value in zip(self.ids, values.tolist(), strict=True):
             scores.setdefault(query, {})[document] = value
         return float(np.mean(per_query(Run.from_scores(scores), self.qrels, [self.metric])[self.metric]))
 
@@ -165,6 +170,8 @@ class _Loop:
         from accelerate.state import AcceleratorState
 
         device = choose_device(self.bench.device)
+        if device.startswith("cuda:"):
+            torch.cuda.set_device(device)  # accelerate knows cuda alone, and takes the current one
         self.precision, why = choose_precision(self.section.precision, device, self.bench.cache)
         self._note(f"{self.bench.folder.name}: {self.precision} on {device} ({why})")
         self.reranker = Reranker.start(self.base, seed=self.seed, device=device, max_length=self.section.max_length)
@@ -253,7 +260,7 @@ class _Loop:
             return
         if self.dev and step in self.plan.evaluations:
             self._evaluate()
-        if step in self.plan.checkpoints and self.state.flat == 0:
+        if step in self.plan.checkpoints and self.state.flat == 0 and self._finite():
             self._save()
 
     def _evaluate(self) -> None:
@@ -280,21 +287,20 @@ class _Loop:
 
     def _fall_back(self) -> None:
         """Back to the last checkpoint that was not flat, with half the learning rate, at most twice."""
-        name, step = self.bench.folder.name, self.state.step
-        if self.state.fallbacks >= FALLBACKS:
-            self.state.stopped = True
-            self._note(f"{name}: collapsed again at step {step}; stopped, the best checkpoint is kept")
-            return
-        fallbacks = self.state.fallbacks + 1
+        name, step, fallbacks = self.bench.folder.name, self.state.step, self.state.fallbacks + 1
         there = checkpoint.newest(self.checkpoints)
         assert there is not None
         self._load(there)
-        self.state.fallbacks, self.state.flat = fallbacks, 0
-        self._note(
-            f"{name}: collapsed at step {step} (all candidates get one score); back to step {self.state.step} "
-            f"with {0.5**fallbacks:g} of the learning rate"
-        )
         self.log.write({"step": step, "collapsed": True, "back_to": self.state.step})
+        told = (
+            f"{name}: collapsed at step {step} (no spread of scores, or no finite loss); back to step {self.state.step}"
+        )
+        if fallbacks > FALLBACKS:
+            self.state.stopped = True
+            self._note(f"{told} for the third time: stopped")
+        else:
+            self.state.fallbacks = fallbacks
+            self._note(f"{told} with {0.5**fallbacks:g} of the learning rate")
         self._save()
 
     def _save(self) -> None:
@@ -306,14 +312,18 @@ class _Loop:
         self.state = State(**checkpoint.load(there, self._bare(), self.optimizer))
 
     def _bare(self) -> Any:
-        return self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+        # With its autocast: taking that off takes it off the model in training too.
+        return self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=True)
+
+    def _finite(self) -> bool:
+        return all(bool(parameter.isfinite().all()) for parameter in self._bare().parameters())
 
     def _finish(self) -> Trained:
         """Put the kept weights in place, merge adapters, save the model folder."""
         best = self.section.keep == "best" and self.dev is not None
         if best:
             checkpoint.load_best(self.checkpoints, self.state.best_step, self._bare())
-        if not all(bool(parameter.isfinite().all()) for parameter in self._bare().parameters()):
+        if not self._finite():
             raise ModelError(
                 "the weights are not finite any more",
                 where=str(self.bench.folder),
@@ -428,8 +438,11 @@ class _Log:
             file.truncate(size)
 
     def write(self, record: Mapping[str, Any]) -> None:
+        """Add a record; a number that is not finite becomes null, since JSON has none of its kind."""
+        numbers = {name: value for name, value in record.items() if isinstance(value, float)}
+        lost = {name: None for name, value in numbers.items() if not math.isfinite(value)}
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+            file.write(json.dumps({**record, **lost}, allow_nan=False) + "\n")
 
     def records(self) -> Iterator[dict[str, Any]]:
         for line in self.path.read_text(encoding="utf-8").splitlines():
@@ -439,6 +452,7 @@ class _Log:
         """The same records for TensorBoard. Written from the log at the end, so that a resumed training has no gap."""
         from tensorboardX import SummaryWriter
 
+        shutil.rmtree(self.folder / "tensorboard", ignore_errors=True)
         with SummaryWriter(str(self.folder / "tensorboard")) as writer:
             for record in self.records():
                 values = {name: value for name, value in record.items() if isinstance(value, float)}
@@ -462,34 +476,45 @@ def _drawn(group: Group, sample: SampleSection, rng: np.random.Generator) -> Gro
 
 
 def _with_lora(model: Any, section: Training, seed: int) -> Any:
-    """The model with low-rank adapters in front of its linear layers; the head is trained in full."""
+    """The model with low-rank adapters beside its encoder's linear layers; the head is trained in full.
+
+    Raises:
+        ConfigError: the model has none of the layers in `lora.targets`.
+    """
     import torch
     from peft import LoraConfig, get_peft_model
 
     assert section.lora
+    encoder = model.base_model_prefix
+    head = [name for name, part in model.named_children() if name != encoder and list(part.parameters())]
+    config = LoraConfig(
+        task_type="SEQ_CLS",
+        r=section.lora.rank,
+        lora_alpha=section.lora.alpha,
+        lora_dropout=section.lora.dropout,
+        target_modules=section.lora.targets,
+        modules_to_save=head,
+        exclude_modules=rf"({'|'.join(map(re.escape, head))})(\..*)?",
+    )
+    linear = {name.rpartition(".")[2] for name, part in model.named_modules() if isinstance(part, torch.nn.Linear)}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return get_peft_model(
-            model,
-            LoraConfig(
-                task_type="SEQ_CLS",
-                r=section.lora.rank,
-                lora_alpha=section.lora.alpha,
-                lora_dropout=section.lora.dropout,
-                target_modules=section.lora.targets,
-            ),
-        )
+        try:
+            return get_peft_model(model, config)
+        except ValueError:
+            message = f"lora.targets: the model has no layer {' or '.join(section.lora.targets)}"
+            raise ConfigError(message, hint=f"its linear layers: {', '.join(sorted(linear))}") from None
 
 
 def _parameter_groups(model: Any, section: Training) -> list[dict[str, Any]]:
     """No weight decay on biases and norms; the head (all outside the encoder) may have a rate of its own."""
-    prefix = f"{model.base_model_prefix}."
+    encoder = f"{model.base_model_prefix}."
     found: dict[tuple[float, float], list[Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         decay = 0.0 if parameter.ndim < 2 else section.weight_decay
-        head = prefix not in name
+        head = not name.removeprefix("base_model.model.").startswith(encoder)  # the prefix is peft's
         rate = section.head_learning_rate if head and section.head_learning_rate else section.learning_rate
         found.setdefault((rate, decay), []).append(parameter)
     return [{"params": params, "lr": rate, "weight_decay": decay} for (rate, decay), params in found.items()]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from pathlib import Path
+from typing import cast
 
 from rankwright.errors import MissingExtraError, ModelError
 
@@ -73,13 +74,15 @@ def _offline() -> Path:
 def _download(reference: str) -> Path:
     from huggingface_hub import errors, snapshot_download
 
+    # httpx's or httpx2's, whichever the client is built on; a proxy and a timeout raise it bare
+    http_error = cast("type[Exception]", errors.HfHubHTTPError.__bases__[0])
     local = "give a local folder (one with config.json, model.safetensors and a tokenizer), or `offline`"
     try:
         return Path(snapshot_download(reference, allow_patterns=[*_MODEL_FILES, "1_Pooling/*"]))
     except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
         message = f"no model {reference!r}: neither a folder here nor on the hub ({_first_line(error)})"
         raise ModelError(message, hint=local) from None
-    except (errors.LocalEntryNotFoundError, errors.HfHubHTTPError, OSError) as error:
+    except (errors.LocalEntryNotFoundError, http_error, OSError) as error:
         raise ModelError(f"cannot reach the hub for {reference!r} ({_first_line(error)})", hint=local) from None
 
 

@@ -30,7 +30,8 @@ def file_content(path: str) -> str:
     files = sorted(file for file in place.rglob("*") if file.is_file()) if place.is_dir() else [place]
     digest = hashlib.blake2b(digest_size=16)
     for file in files:
-        digest.update(f"{file.relative_to(place)}\0".encode())
+        size = file.stat().st_size if file.is_file() else "missing"  # says where a file ends and the next begins
+        digest.update(f"{file.relative_to(place)}\0{size}\0".encode())
         if file.is_file():
             with file.open("rb") as opened:
                 while block := opened.read(1 << 22):

@@ -7,7 +7,7 @@ data set by name.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from rankwright.errors import DataError
 from rankwright.toolbox.formats.rows import Numbered, build, parse
@@ -35,9 +35,11 @@ def _load(name: str, config: str | None) -> Mapping[str, Any]:
     import datasets
     from huggingface_hub.errors import HfHubHTTPError
 
+    # The HTTP library's own error: a proxy and a timeout raise it bare.
+    http_error = cast("type[Exception]", HfHubHTTPError.__bases__[0])
     try:
         loaded = datasets.load_dataset(name, config)
-    except (OSError, ValueError, HfHubHTTPError, datasets.exceptions.DatasetsError) as error:
+    except (OSError, ValueError, http_error, datasets.exceptions.DatasetsError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         hint = "without network: save the splits as Parquet or JSONL in a folder and use rows:FOLDER"
         raise DataError(f"cannot load the data set {name!r} ({reason})", hint=hint) from None

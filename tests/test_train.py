@@ -1,0 +1,824 @@
+"""Training: it learns, keeps what ranks best, falls back when it collapses, and goes on as if never stopped."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from rankwright.core import Collection, Group, Run
+from rankwright.errors import ConfigError, DataError, ModelError
+from rankwright.rooms import train as room
+from rankwright.rooms.train import DevSet, Workbench, pad_groups, train
+from rankwright.sections import DevSection, LoraSection, SampleSection, Training
+from rankwright.toolbox import checkpoint, device
+from rankwright.toolbox.model import Reranker
+
+WORDS = "red green blue pear plum car train array matrix linear graph node value fast slow big old"
+
+
+def groups(count, seed=0, widths=(3, 5)):
+    """Groups that can be learnt: a document with the word apple is relevant, others are not. The teacher knows."""
+    rng = np.random.default_rng(seed)
+    made = []
+    for number in range(count):
+        width = int(rng.integers(widths[0], widths[1] + 1))
+        labels = [1, *([0] * (width - 1))]
+        texts = [" ".join([*rng.choice(WORDS.split(), 3), "apple" if label else "boat"]) for label in labels]
+        query = " ".join(rng.choice(WORDS.split(), 3))
+        ids = [f"d{number}-{place}" for place in range(width)]
+        teacher = [0.5 * label + 0.1 * rng.random() for label in labels]
+        origins = ["positive" if label else "mined" for label in labels]
+        made.append(Group(f"q{number}", query, ids, texts, labels, teacher, origins))
+    return made
+
+
+def dev_set(seed=100, metric="mrr@10", *, best_first=False):
+    """A dev set of the same kind; `best_first` puts each relevant document before the others."""
+    ids, pairs, qrels = [], [], {}
+    for group in groups(12, seed, widths=(6, 6)):
+        order = range(6) if best_first else [3, 1, 5, 0, 2, 4]
+        qrels[group.query_id] = {group.document_ids[0]: 1}
+        for place in order:
+            ids.append((group.query_id, f"{group.query_id}:{(place * 5 + 2) % 6}:{group.document_ids[place]}"))
+            pairs.append((group.query, group.documents[place]))
+            if place == 0:
+                qrels[group.query_id] = {ids[-1][1]: 1}
+    return DevSet(pairs, ids, qrels, metric)
+
+
+DEV = DevSection(metric="mrr@10", evaluations=2, patience=None)
+
+
+def section(**options):
+    plain = {
+        "loss": "listwise",
+        "learning_rate": 3e-3,
+        "batch": 4,
+        "max_length": 32,
+        "precision": "fp32",
+        "dev": None,
+        "keep": "last",
+        "checkpoints": 2,
+    }
+    return Training(**{**plain, **options})
+
+
+def watched(**options):
+    return section(**{"dev": DEV, "keep": "best", **options})
+
+
+def run(made, training, base, folder, dev=None, **options):
+    return train(made, training, base=base, dev=dev, bench=Workbench(folder, device="cpu", **options))
+
+
+def log(folder):
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def losses_of(folder):
+    return [record["loss"] for record in log(folder) if "loss" in record]
+
+
+def weights(folder):
+    from safetensors.torch import load_file
+
+    return load_file(folder / "model.safetensors")
+
+
+def same(first, second):
+    """Whether two sets of weights are equal to the last bit."""
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def assert_close(first, second):
+    """Two sets of weights are equal within 1e-5, but for those whose gradient is 0 in theory and noise in practice.
+
+    Softmax over a group does not feel the head's bias, nor attention that of its keys; Adam makes steps of the noise.
+    """
+    assert first.keys() == second.keys()
+    for name in first:
+        if not name.endswith(("key.bias", "classifier.bias")):
+            torch.testing.assert_close(first[name], second[name], atol=1e-5, rtol=0)
+
+
+@pytest.fixture(scope="module")
+def still(lively_encoder, tmp_path_factory):
+    """The lively encoder without dropout."""
+    folder = shutil.copytree(lively_encoder, tmp_path_factory.mktemp("models") / "still")
+    config = json.loads((folder / "config.json").read_text())
+    without = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    (folder / "config.json").write_text(json.dumps({**config, **without}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def learnt(lively_encoder, tmp_path_factory):
+    """A training that went well: (its folder, what came of it)."""
+    folder = tmp_path_factory.mktemp("learnt") / "good"
+    return folder, run(groups(64), watched(epochs=2), lively_encoder, folder, dev_set())
+
+
+# -------------------------------------------------------------------------------------------------- learning
+
+
+def test_the_loss_goes_down_and_the_dev_metric_up(learnt):
+    folder, trained = learnt
+    told = losses_of(folder)
+    assert len(told) == trained.steps == trained.planned == 32
+    assert np.mean(told[-8:]) < 0.5 * np.mean(told[:4])
+    assert trained.dev > trained.dev_before + 0.2
+    assert trained.dev > 0.9
+    assert f"dev {trained.dev_before:.4f} -> {trained.dev:.4f}" in trained.lines()[0]
+
+
+def test_the_saved_model_is_the_one_that_ranks_dev_best(learnt):
+    folder, trained = learnt
+    told = {record["step"]: record["dev"]["mrr@10"] for record in log(folder) if "dev" in record}
+    assert list(told) == [0, 8, 16, 24, 32]
+    assert trained.dev == max(told.values())
+    assert trained.kept_step == max(told, key=lambda step: (told[step], -step))  # of equals, the first
+    again = dev_set().measure(Reranker.load(trained.model, device="cpu").score)
+    assert again == pytest.approx(trained.dev, abs=1e-9)
+
+
+def test_a_training_that_only_harms_gives_the_base_back(learnt, tmp_path):
+    good = learnt[1].model
+    wrong = [replace(group, labels=[0, 0, *group.labels[2:-1], 1]) for group in groups(16, seed=5)]
+    trained = run(wrong, watched(learning_rate=2e-2, epochs=3), good, tmp_path, dev_set())
+    assert trained.kept_step == 0
+    assert trained.dev == trained.dev_before
+    assert same(weights(trained.model), weights(good))
+
+
+def test_an_absurd_learning_rate_gives_the_base_back_whatever_becomes_of_the_weights(learnt, tmp_path):
+    good = learnt[1].model
+    trained = run(groups(24), watched(learning_rate=1e30, warmup=0, clip=None), good, tmp_path, dev_set())
+    assert trained.kept_step == 0
+    assert same(weights(trained.model), weights(good))
+
+
+def test_keep_last_keeps_the_last_step(learnt, tmp_path):
+    wrong = [replace(group, labels=[0, *group.labels[1:-1], 1]) for group in groups(16, seed=5)]
+    trained = run(wrong, watched(keep="last"), learnt[1].model, tmp_path, dev_set())
+    assert trained.kept_step == trained.steps == 4
+    assert trained.dev is None
+    assert not same(weights(trained.model), weights(learnt[1].model))
+
+
+def test_training_stops_early_when_dev_gets_no_better(learnt, tmp_path):
+    dev = DEV.model_copy(update={"patience": 2, "evaluations": 4})
+    trained = run(groups(64), watched(dev=dev, learning_rate=1e-9), learnt[1].model, tmp_path, dev_set())
+    assert (trained.steps, trained.planned) == (8, 16)
+    assert any("stopped at step 8" in note for note in trained.notes)
+
+
+def test_steps_are_those_of_a_plain_loop_of_torch_and_transformers(still, tmp_path):
+    """Three steps over ragged groups, against a loop that knows nothing of rankwright's batching."""
+    made = groups(6)
+    training = section(batch=2, warmup=0.4, weight_decay=0.1, clip=0.5, seed=3)
+    trained = run(made, training, still, tmp_path)
+    reranker = Reranker.start(still, seed=3, device="cpu", max_length=32)
+    model = reranker.model.train()
+    named = list(model.named_parameters())
+    decayed = [p for _, p in named if p.ndim > 1]
+    others = [{"params": [p for _, p in named if p.ndim <= 1], "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW([{"params": decayed}, *others], lr=1.0, weight_decay=0.1)
+    order = np.random.default_rng([3, 0]).permutation(6)
+    for step, rate in enumerate([1.0, 1.0, 0.5]):  # a warm-up of one step, then 2 steps down to 0
+        total = torch.zeros(())
+        for place in order[2 * step : 2 * step + 2]:
+            group = made[place]
+            pairs = reranker.tokenizer([group.query] * len(group), group.documents, padding=True, return_tensors="pt")
+            total = total - model(**pairs).logits[:, 0].log_softmax(0)[0] / 2
+        total.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+        for parameters in optimizer.param_groups:
+            parameters["lr"] = 3e-3 * rate
+        optimizer.step()
+        optimizer.zero_grad()
+        assert losses_of(tmp_path)[step] == pytest.approx(float(total.detach()), abs=1e-5)
+    assert_close(weights(trained.model), dict(model.state_dict()))
+
+
+# ------------------------------------------------------------------------------------------- plans and steps
+
+
+def test_small_batches_accumulated_are_one_large_batch(still, tmp_path):
+    made = groups(19)  # the last step has 3 groups: an uneven micro-batch
+    whole = run(made, section(batch=8), still, tmp_path / "whole")
+    parts = run(made, section(batch=4, accumulate=2), still, tmp_path / "parts")
+    assert whole.steps == parts.steps == 3
+    assert np.allclose(losses_of(tmp_path / "whole"), losses_of(tmp_path / "parts"), atol=1e-6)
+    assert_close(weights(whole.model), weights(parts.model))
+
+
+def plan(count=100, **options):
+    training = section(**options)
+    return room._Plan.of(count, training, watching=training.dev is not None), training
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("linear", [0.5, 1.0, 1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125]),
+        ("constant", [0.5, 1.0, *[1.0] * 8]),
+        ("cosine", [0.5, 1.0, *[0.5 + 0.5 * math.cos(math.pi * place / 8) for place in range(8)]]),
+    ],
+)
+def test_the_schedule_is_the_one_worked_out_by_hand(schedule, expected):
+    made, training = plan(40, schedule=schedule, warmup=0.2)
+    assert made.steps == 10
+    assert [made.rate(step, training) for step in range(10)] == pytest.approx(expected)
+
+
+def test_without_a_warm_up_the_first_step_has_the_full_rate():
+    made, training = plan(40, warmup=0)
+    assert made.rate(0, training) == 1.0
+
+
+def test_the_log_holds_the_learning_rate_of_each_step(still, tmp_path):
+    training = section(warmup=0.5, learning_rate=1e-3)
+    run(groups(16), training, still, tmp_path)
+    assert [record["lr"] for record in log(tmp_path)] == pytest.approx([5e-4, 1e-3, 1e-3, 5e-4])
+
+
+@pytest.mark.parametrize(
+    ("count", "options", "steps"),
+    [
+        (100, {}, 25),
+        (101, {}, 26),
+        (100, {"epochs": 2}, 50),
+        (100, {"epochs": 0.5}, 12),
+        (100, {"epochs": 0.001}, 1),
+        (100, {"max_steps": 7}, 7),
+        (100, {"max_steps": 700}, 25),
+        (100, {"accumulate": 3}, 9),
+        (1, {}, 1),
+        (1, {"epochs": 3}, 3),
+    ],
+)
+def test_epochs_steps_and_accumulation_make_so_many_steps(count, options, steps):
+    assert plan(count, **options)[0].steps == steps
+
+
+def test_every_epoch_sees_every_group_once_in_an_order_of_its_own():
+    made, training = plan(10, epochs=3)
+    everything = groups(10)
+    orders = []
+    for epoch in range(3):
+        seen = [made.groups_of(epoch * 3 + step, everything, training, 0) for step in range(3)]
+        assert [len(step) for step in seen] == [4, 4, 2]
+        orders.append([group.query_id for step in seen for group in step])
+        assert sorted(orders[-1]) == sorted(group.query_id for group in everything)
+    assert len({tuple(order) for order in orders}) == 3
+    assert [group.query_id for group in made.groups_of(0, everything, training, 1)] != orders[0][:4]
+
+
+def test_evaluations_and_checkpoints_are_spread_evenly_and_end_with_the_last_step():
+    made, _ = plan(100, dev=DevSection(evaluations=4), checkpoints=1)
+    assert sorted(made.evaluations) == [6, 12, 19, 25]
+    assert made.checkpoints >= made.evaluations
+    twice, _ = plan(100, epochs=2, dev=DevSection(evaluations=4))
+    assert len(twice.evaluations) == 8
+    few, _ = plan(8, dev=DevSection(evaluations=4))
+    assert sorted(few.evaluations) == [1, 2]
+    blind, _ = plan(100, dev=None, checkpoints=2)
+    assert not blind.evaluations
+    assert sorted(blind.checkpoints) == [12, 25]
+
+
+def test_sample_draws_anew_in_every_epoch_and_keeps_labels_beside_documents():
+    (group,) = groups(1, widths=(9, 9))
+    group = replace(group, labels=[1, 1, 1, *[0] * 6])
+    made, training = plan(1, epochs=20, sample=SampleSection(positives=2, negatives=3))
+    drawn = [made.groups_of(step, [group], training, 0)[0] for step in range(20)]
+    known = zip(group.labels, group.documents, group.teacher, strict=True)
+    truth = dict(zip(group.document_ids, known, strict=True))
+    for each in drawn:
+        assert Counter(each.labels) == {1: 2, 0: 3}
+        assert len(set(each.document_ids)) == 5
+        for place, document in enumerate(each.document_ids):
+            assert truth[document] == (each.labels[place], each.documents[place], each.teacher[place])
+    assert len({tuple(each.document_ids) for each in drawn}) > 10
+    assert {document for each in drawn for document in each.document_ids} == set(group.document_ids)
+    assert drawn == [made.groups_of(step, [group], training, 0)[0] for step in range(20)]
+
+
+def test_sample_takes_all_there_is_where_a_group_has_less():
+    (group,) = groups(1, widths=(3, 3))
+    made, training = plan(1, sample=SampleSection(positives=2, negatives=7))
+    (drawn,) = made.groups_of(0, [group], training, 0)
+    assert list(drawn.document_ids) == list(group.document_ids)
+
+
+def test_ragged_groups_are_laid_out_with_a_mask():
+    made = [replace(group, labels=[2, *[0] * (len(group) - 1)]) for group in groups(3, widths=(2, 4))]
+    flat = torch.arange(sum(map(len, made)), dtype=torch.float32, requires_grad=True)
+    scores, labels, mask, teacher = pad_groups(made, flat)
+    assert mask.sum(-1).tolist() == [len(group) for group in made]
+    for row, group in enumerate(made):
+        there = mask[row]
+        assert there[: len(group)].all()
+        assert labels[row][there].tolist() == list(group.labels)
+        assert teacher[row][there].tolist() == pytest.approx(list(group.teacher))
+        assert not labels[row][~there].any()
+        assert teacher[row][~there].isnan().all()
+    assert scores[mask].tolist() == flat.tolist()
+    scores.sum().backward()
+    assert flat.grad.tolist() == [1.0] * len(flat)
+
+
+@pytest.mark.parametrize("loss", ["listwise", "bce", "ranknet", "lambda", "margin-mse", "kl"])
+def test_every_loss_trains(still, tmp_path, loss):
+    run(groups(8), section(loss=loss, epochs=6, warmup=0, schedule="constant"), still, tmp_path)
+    told = losses_of(tmp_path)
+    assert all(math.isfinite(value) for value in told)
+    assert np.mean(told[-3:]) < 0.8 * np.mean(told[:2])
+
+
+def test_losses_are_added_by_their_weights(still, tmp_path):
+    first = {}
+    for name, loss in {"a": "listwise", "b": "kl", "both": {"listwise": 2.0, "kl": 0.5}}.items():
+        run(groups(4), section(loss=loss), still, tmp_path / name)
+        first[name] = losses_of(tmp_path / name)[0]
+    assert first["both"] == pytest.approx(2 * first["a"] + 0.5 * first["b"], rel=1e-5)
+
+
+def test_unlabelled_groups_teach_the_teachers_order(lively_encoder, tmp_path):
+    made = [replace(group, labels=[0] * len(group)) for group in groups(48)]
+    training = watched(groups="unlabelled", loss="kl", epochs=2)
+    trained = run(made, training, lively_encoder, tmp_path, dev_set())
+    assert trained.dev > trained.dev_before + 0.2
+    assert trained.fallbacks == 0
+
+
+def test_a_single_group_is_enough(still, tmp_path):
+    trained = run(groups(1), watched(epochs=2, dev=DEV), still, tmp_path, dev_set())
+    assert trained.steps == 2
+    assert trained.model.is_dir()
+
+
+def test_no_group_is_an_error_that_says_where_groups_come_from(still, tmp_path):
+    with pytest.raises(DataError, match=r"no groups[\s\S]*mine"):
+        run([], section(), still, tmp_path)
+
+
+def test_gradient_checkpointing_changes_nothing_but_memory(lively_encoder, tmp_path):
+    for name, on in {"on": True, "off": False}.items():
+        run(groups(12), section(gradient_checkpointing=on), lively_encoder, tmp_path / name)
+    assert losses_of(tmp_path / "on") == pytest.approx(losses_of(tmp_path / "off"), abs=1e-6)
+
+
+# ----------------------------------------------------------------------------------- the optimiser and LoRA
+
+
+def parameter_groups(model, training):
+    """Name of each parameter -> (learning rate, weight decay), as the optimiser gets them."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return {
+        names[id(parameter)]: (group["lr"], group["weight_decay"])
+        for group in room._parameter_groups(model, training)
+        for parameter in group["params"]
+    }
+
+
+def tiny_model(family):
+    """A reranker of a family whose encoder's prefix or head is out of the ordinary."""
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    config = AutoConfig.for_model(family, **shape, vocab_size=30, num_labels=1, pad_token_id=0)
+    return AutoModelForSequenceClassification.from_config(config)
+
+
+HEADS = {
+    "bert": ["classifier"],
+    "roberta": ["classifier"],
+    "distilbert": ["pre_classifier", "classifier"],
+    "modernbert": ["head", "classifier"],
+}
+
+
+@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("family", HEADS)
+def test_the_head_has_its_own_rate_and_biases_and_norms_no_decay(family, lora):
+    training = section(head_learning_rate=0.5, weight_decay=0.1, lora=LoraSection(rank=2) if lora else None)
+    model = tiny_model(family)
+    shapes = {name: parameter.ndim for name, parameter in model.named_parameters()}
+    if lora:
+        model = room._with_lora(model, training, 0)
+        shapes = {name: p.ndim for name, p in model.named_parameters() if p.requires_grad}
+    found = parameter_groups(model, training)
+    assert found.keys() == shapes.keys()
+    for name, (rate, decay) in found.items():
+        inner = name.removeprefix("base_model.model.")
+        head = any(inner.startswith(f"{part}.") for part in HEADS[family])
+        assert (rate == 0.5) == head, name
+        assert (decay == 0.1) == (shapes[name] > 1), name
+
+
+def test_without_a_rate_of_its_own_the_head_has_the_common_one():
+    assert {rate for rate, _ in parameter_groups(tiny_model("bert"), section()).values()} == {3e-3}
+
+
+@pytest.mark.parametrize("family", HEADS)
+def test_lora_trains_its_adapters_and_the_whole_head_and_nothing_else(family):
+    model = tiny_model(family)
+    head = {name for name, _ in model.named_parameters() if name.split(".")[0] in HEADS[family]}
+    model = room._with_lora(model, section(lora=LoraSection(rank=2)), 0)
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    adapters = {name for name in trained if ".lora_" in name}
+    assert adapters
+    rest = {
+        name.removeprefix("base_model.model.").replace(".modules_to_save.default", "") for name in trained - adapters
+    }
+    assert rest == head
+
+
+@pytest.fixture(scope="module")
+def adapted(lively_encoder, tmp_path_factory):
+    """A LoRA training: (its result, the model in memory just before it was saved)."""
+    folder = tmp_path_factory.mktemp("lora") / "lora"
+    training = section(lora=LoraSection(rank=4, alpha=8), epochs=2, learning_rate=5e-3)
+    loop = room._Loop(groups(24), training, lively_encoder, None, Workbench(folder, device="cpu"))
+    finish, before = loop._finish, {}
+
+    def scoring_first():
+        before["scores"] = loop._score(dev_set().pairs)
+        return finish()
+
+    loop._finish = scoring_first
+    return loop.run(), before["scores"]
+
+
+def test_a_lora_model_is_saved_merged_with_its_trained_head(adapted, lively_encoder):
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    trained, scores = adapted
+    assert np.ptp(scores) > 0.1
+    names = set(weights(trained.model))
+    assert not [name for name in names if "lora" in name or "modules_to_save" in name]
+    assert not [file.name for file in trained.model.iterdir() if "adapter" in file.name]
+    model = AutoModelForSequenceClassification.from_pretrained(trained.model).eval()
+    tokenizer = AutoTokenizer.from_pretrained(trained.model)
+    queries, documents = zip(*dev_set().pairs, strict=True)
+    with torch.no_grad():
+        logits = model(**tokenizer(list(queries), list(documents), padding=True, return_tensors="pt")).logits[:, 0]
+    np.testing.assert_allclose(logits.numpy(), scores, atol=1e-5)
+    fresh = Reranker.start(lively_encoder, seed=0, device="cpu").model
+    assert not torch.equal(fresh.classifier.weight, model.classifier.weight)
+    query = "encoder.layer.0.attention.self.query.weight"
+    assert not torch.equal(fresh.bert.get_parameter(query), model.bert.get_parameter(query))
+    assert torch.equal(fresh.bert.embeddings.word_embeddings.weight, model.bert.embeddings.word_embeddings.weight)
+
+
+def test_lora_and_gradient_checkpointing_go_together(still, tmp_path):
+    training = section(lora=LoraSection(rank=2, dropout=0), gradient_checkpointing=True)
+    run(groups(8), training, still, tmp_path / "on")
+    run(groups(8), training.model_copy(update={"gradient_checkpointing": False}), still, tmp_path / "off")
+    assert losses_of(tmp_path / "on") == pytest.approx(losses_of(tmp_path / "off"), abs=1e-6)
+
+
+def test_lora_targets_that_the_model_has_not_are_told(still, tmp_path):
+    with pytest.raises(ConfigError, match="no_such_layer"):
+        run(groups(8), section(lora=LoraSection(targets=["no_such_layer"])), still, tmp_path)
+
+
+# ---------------------------------------------------------------------------------------------- the alarm
+
+
+@pytest.fixture
+def spoil(monkeypatch):
+    """Multiply the scores of training by a factor, from a step on, until so many fallbacks."""
+
+    def arrange(factor, *, start=12, until=99):
+        forward = room._Loop._forward
+
+        def spoilt(self, chosen):
+            scores, *others = forward(self, chosen)
+            if self.state.step >= start and self.state.fallbacks < until:
+                scores = scores * factor
+            return (scores, *others)
+
+        monkeypatch.setattr(room._Loop, "_forward", spoilt)
+
+    return arrange
+
+
+LONG = {"epochs": 2, "warmup": 0.1, "schedule": "constant", "checkpoints": 4}
+
+
+def test_a_collapse_goes_back_to_the_last_good_checkpoint_with_half_the_rate_and_says_so(still, tmp_path, spoil):
+    spoil(0.0, until=1)
+    trained = run(groups(40), section(**LONG), still, tmp_path)
+    assert trained.fallbacks == 1
+    assert trained.steps == trained.planned == 20
+    (note,) = [note for note in trained.notes if "collapsed" in note]
+    assert "collapsed at step 17" in note
+    assert "back to step 12" in note
+    assert "0.5 of the learning rate" in note
+    steps = [(record["step"], record.get("lr")) for record in log(tmp_path) if "lr" in record]
+    again = [lr for step, lr in steps if step == 13]
+    assert again == pytest.approx([3e-3, 1.5e-3])
+    assert steps[-1] == (20, pytest.approx(1.5e-3))
+    assert [record for record in log(tmp_path) if "collapsed" in record] == [
+        {"step": 17, "collapsed": True, "back_to": 12}
+    ]
+
+
+def test_after_two_fallbacks_a_training_stops_with_its_best(still, tmp_path, spoil):
+    spoil(0.0)
+    trained = run(groups(40), watched(**LONG), still, tmp_path, dev_set())
+    assert trained.fallbacks == 2
+    assert any("stopped" in note for note in trained.notes)
+    told = {record["step"]: record["dev"]["mrr@10"] for record in log(tmp_path) if "dev" in record}
+    assert trained.dev == max(told.values())
+    rates = [record["lr"] for record in log(tmp_path) if "lr" in record and record["step"] == 13]
+    assert rates == pytest.approx([3e-3, 1.5e-3, 7.5e-4])
+
+
+@pytest.mark.parametrize("factor", [0.0, math.nan])
+def test_after_two_fallbacks_keep_last_keeps_the_last_good_checkpoint(still, tmp_path, spoil, factor):
+    spoil(factor)
+    trained = run(groups(40), section(**LONG), still, tmp_path / "spoilt")
+    assert trained.fallbacks == 2
+    assert trained.kept_step == 12
+    good = section(**{**LONG, "warmup": 2 / 12}, max_steps=12)  # the same warm-up of two steps
+    assert same(weights(trained.model), weights(run(groups(40), good, still, tmp_path / "good").model))
+
+
+def test_a_loss_that_is_not_a_number_falls_back_too_and_never_counts_as_best(still, tmp_path, spoil):
+    """A run whose relevant documents stand first: scores of NaN must not leave it in that order and win."""
+    spoil(math.nan, until=1)
+    trained = run(groups(40), watched(**LONG), still, tmp_path, dev_set(best_first=True))
+    assert trained.fallbacks == 1
+    assert trained.steps == 20
+    assert all(bool(tensor.isfinite().all()) for tensor in weights(trained.model).values())
+    assert trained.dev == dev_set(best_first=True).measure(Reranker.load(trained.model, device="cpu").score)
+    assert "NaN" not in (tmp_path / "log.jsonl").read_text()
+    assert losses_of(tmp_path).count(None) == 5
+
+
+def test_scores_that_stop_being_numbers_shortly_before_the_end_do_not_win(still, tmp_path, spoil):
+    spoil(math.nan, start=17)
+    trained = run(groups(40), watched(**LONG), still, tmp_path, dev_set(best_first=True))
+    assert trained.kept_step <= 17
+    assert all(bool(tensor.isfinite().all()) for tensor in weights(trained.model).values())
+
+
+def test_weights_that_are_not_finite_at_the_end_are_an_error_not_a_model(still, tmp_path, spoil):
+    spoil(math.nan, start=18)
+    with pytest.raises(ModelError, match=r"not finite[\s\S]*learning_rate"):
+        run(groups(40), section(**LONG), still, tmp_path)
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_checkpoint_is_never_made_of_weights_that_are_not_finite(still, tmp_path, monkeypatch):
+    """The step before a checkpoint has a loss, and gradients that spoil the weights: the loss does not tell yet."""
+    optimise, saved = torch.optim.AdamW.step, []
+
+    def spoiling(self, *arguments, **options):
+        result = optimise(self, *arguments, **options)
+        spoiling.steps += 1
+        if spoiling.steps == 15:
+            self.param_groups[0]["params"][0].data.fill_(math.nan)
+        return result
+
+    spoiling.steps = 0
+    monkeypatch.setattr(torch.optim.AdamW, "step", spoiling)
+    save = checkpoint.save
+
+    def watching(folder, step, model, *others):
+        saved.append(all(bool(parameter.isfinite().all()) for parameter in model.parameters()))
+        save(folder, step, model, *others)
+
+    monkeypatch.setattr(checkpoint, "save", watching)
+    trained = run(groups(40), section(**LONG), still, tmp_path)
+    assert trained.fallbacks == 1
+    assert trained.steps == 20
+    assert all(saved)
+
+
+def test_equal_scores_with_a_loss_far_from_chance_are_no_collapse(still, tmp_path, spoil):
+    spoil(1.0)
+    assert run(groups(40), section(**LONG), still, tmp_path).fallbacks == 0
+
+
+# ---------------------------------------------------------------------------------------------- going on
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing below a test catches it."""
+
+
+def killed_at(monkeypatch, owner, name, nth, *, after=False):
+    """Die when a function is called for the nth time (or when it has done its work)."""
+    original, calls = getattr(owner, name), Counter()
+
+    def dying(*arguments, **options):
+        calls["all"] += 1
+        if calls["all"] == nth and not after:
+            raise Killed
+        result = original(*arguments, **options)
+        if calls["all"] == nth:
+            raise Killed
+        return result
+
+    monkeypatch.setattr(owner, name, dying)
+
+
+RESUMED = {"epochs": 2, "learning_rate": 3e-3, "checkpoints": 3, "dev": DEV}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(lively_encoder, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole") / "t"
+    run(groups(20), watched(**RESUMED), lively_encoder, folder, dev_set())
+    return folder
+
+
+KILLS = [
+    *((room._Loop, "_step", nth, False) for nth in (1, 2, 6, 10)),
+    *((room._Loop, "_evaluate", nth, after) for nth in (1, 3) for after in (False, True)),
+    *((checkpoint, name, nth, True) for name in ("save", "save_best", "forget_bests") for nth in (1, 2)),
+    *((torch, "save", nth, after) for nth in (1, 3) for after in (False, True)),
+    (shutil, "rmtree", 3, False),
+    (room._Log, "write", 5, True),
+    (room._Loop, "_finish", 1, False),
+    (Reranker, "_write", 1, True),
+    (room._Log, "to_tensorboard", 1, False),
+]
+
+
+@pytest.mark.parametrize("kill", KILLS, ids=[f"{kill[1]}-{kill[2]}{'-after' * kill[3]}" for kill in KILLS])
+def test_a_killed_training_goes_on_and_ends_with_the_same_bytes(
+    lively_encoder, tmp_path, monkeypatch, uninterrupted, kill
+):
+    folder = tmp_path / "t"
+    owner, name, nth, after = kill
+    with monkeypatch.context() as patch:
+        killed_at(patch, owner, name, nth, after=after)
+        with pytest.raises(Killed):
+            run(groups(20), watched(**RESUMED), lively_encoder, folder, dev_set())
+    np.random.seed(1)
+    torch.manual_seed(1)
+    run(groups(20), watched(**RESUMED), lively_encoder, folder, dev_set())
+    for file in ("model/model.safetensors", "model/README.md", "log.jsonl"):
+        assert (folder / file).read_bytes() == (uninterrupted / file).read_bytes(), file
+    assert len(list((folder / "tensorboard").iterdir())) == 1
+
+
+def test_a_training_killed_after_a_collapse_goes_on_with_the_same_bytes(lively_encoder, tmp_path, monkeypatch, spoil):
+    spoil(0.0, until=1)
+    whole = run(groups(40), watched(**LONG), lively_encoder, tmp_path / "a" / "t", dev_set())
+    assert whole.fallbacks == 1
+    for number, nth in enumerate((16, 18, 19)):  # before the alarm, and twice after it
+        folder = tmp_path / str(number) / "t"
+        with monkeypatch.context() as patch:
+            killed_at(patch, room._Loop, "_step", nth)
+            with pytest.raises(Killed):
+                run(groups(40), watched(**LONG), lively_encoder, folder, dev_set())
+        trained = run(groups(40), watched(**LONG), lively_encoder, folder, dev_set())
+        assert trained.fallbacks == 1
+        for file in ("model/model.safetensors", "log.jsonl"):
+            assert (folder / file).read_bytes() == (tmp_path / "a" / "t" / file).read_bytes()
+
+
+def test_a_lora_training_goes_on_with_the_same_bytes(lively_encoder, tmp_path, monkeypatch):
+    training = watched(**RESUMED, lora=LoraSection(rank=2))
+    whole = run(groups(20), training, lively_encoder, tmp_path / "a" / "t", dev_set())
+    with monkeypatch.context() as patch:
+        killed_at(patch, room._Loop, "_step", 7)
+        with pytest.raises(Killed):
+            run(groups(20), training, lively_encoder, tmp_path / "b" / "t", dev_set())
+    again = run(groups(20), training, lively_encoder, tmp_path / "b" / "t", dev_set())
+    assert again.notes[-1].endswith("of 10")
+    for file in ("model.safetensors", "README.md"):
+        assert (whole.model / file).read_bytes() == (again.model / file).read_bytes()
+
+
+def test_a_finished_training_called_again_gives_the_same(lively_encoder, uninterrupted, tmp_path):
+    folder = shutil.copytree(uninterrupted, tmp_path / "t")
+    trained = run(groups(20), watched(**RESUMED), lively_encoder, folder, dev_set())
+    assert trained.steps == 10
+    assert weights(folder / "model").keys() == weights(uninterrupted / "model").keys()
+    assert (folder / "log.jsonl").read_bytes() == (uninterrupted / "log.jsonl").read_bytes()
+
+
+def test_another_seed_gives_other_weights_and_the_same_seed_the_same(lively_encoder, tmp_path):
+    found = [
+        weights(run(groups(8), section(), lively_encoder, tmp_path / str(number), seed=seed).model)
+        for number, seed in enumerate((1, 1, 2))
+    ]
+    assert same(found[0], found[1])
+    assert not same(found[0], found[2])
+    own = run(groups(8), section(seed=2), lively_encoder, tmp_path / "own", seed=1)
+    assert same(weights(own.model), found[2])
+
+
+# ------------------------------------------------------------------------------- what is written, and precision
+
+
+def test_tensorboard_gets_the_records_of_the_log(uninterrupted):
+    (file,) = (uninterrupted / "tensorboard").iterdir()
+    assert file.name.startswith("events.out.tfevents")
+    content = file.read_bytes()
+    for tag in (b"loss", b"lr", b"spread", b"dev/mrr_10"):
+        assert tag in content
+
+
+def test_the_card_says_what_was_trained_and_what_came_of_it(learnt):
+    folder, trained = learnt
+    card = (trained.model / "README.md").read_text()
+    assert f"kept step {trained.kept_step} of 32 planned" in card
+    assert "1 x listwise" in card
+    assert f"{trained.dev_before:.4f} before, {trained.dev:.4f} after" in card
+    assert (folder / "model" / "config.json").is_file()
+
+
+def test_an_automatic_precision_is_remembered_in_the_cache(still, tmp_path, monkeypatch):
+    seconds = {torch.float32: 2.0, torch.bfloat16: 1.0}
+    monkeypatch.setattr(device, "_seconds", lambda dtype: seconds[dtype])
+    cache = tmp_path / "cache"
+    first = run(groups(4), section(precision="auto"), still, tmp_path / "a", cache=cache)
+    assert first.precision == "bf16"
+    assert "bf16 on cpu" in first.notes[0]
+    assert list(json.loads((cache / "precision.json").read_text()).values()) == [2.0]
+    seconds[torch.bfloat16] = 9.0
+    assert run(groups(4), section(precision="auto"), still, tmp_path / "b", cache=cache).precision == "bf16"
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_every_step_and_every_evaluation_computes_in_the_precision_chosen(still, tmp_path, monkeypatch, precision):
+    from transformers import BertModel
+
+    forward, seen = BertModel.forward, []
+
+    def watching(self, *arguments, **options):
+        seen.append((self.training, torch.is_autocast_enabled("cpu")))
+        return forward(self, *arguments, **options)
+
+    monkeypatch.setattr(BertModel, "forward", watching)
+    trained = run(groups(16), watched(precision=precision), still, tmp_path, dev_set())
+    assert {training for training, _ in seen} == {True, False}
+    assert {on for _, on in seen} == {precision == "bf16"}
+    assert trained.precision == precision
+    assert {tensor.dtype for tensor in weights(trained.model).values()} == {torch.float32}
+
+
+def test_one_training_after_another_may_have_another_precision(still, tmp_path):
+    for precision in ("bf16", "fp32", "bf16"):
+        trained = run(groups(4), section(precision=precision), still, tmp_path / precision)
+        assert trained.precision == precision
+
+
+# ------------------------------------------------------------------------------------------- the dev metric
+
+
+def small_collection():
+    queries = {f"q{number}": f"query {number}" for number in range(6)}
+    documents = {f"d{number}": f"text {number}" for number in range(5)}
+    collection = Collection(documents, queries, {"dev": {query: {"d3": 1} for query in queries}})
+    run = Run.from_scores({query: {d: -float(d[1:]) for d in documents} for query in list(queries)[:5]})
+    return collection, run
+
+
+def test_the_dev_set_holds_the_first_candidates_of_some_queries_whatever_their_order():
+    collection, candidates = small_collection()
+    dev = DevSet.of(collection, candidates, DevSection(queries=3, depth=2, metric="mrr@10"))
+    assert len(dev.qrels) == 3
+    assert [document for _, document in dev.ids[:2]] == ["d0", "d1"]
+    assert dev.pairs == [(collection.queries[query], collection.documents[document]) for query, document in dev.ids]
+    backwards = replace(collection, qrels={"dev": dict(list(collection.qrels["dev"].items())[::-1])})
+    assert DevSet.of(backwards, candidates, DevSection(queries=3, depth=2, metric="mrr@10")) == dev
+
+
+def test_a_dev_query_without_candidates_counts_as_zero():
+    collection, candidates = small_collection()
+    dev = DevSet.of(collection, candidates, DevSection(queries=6, depth=5, metric="mrr@10"))
+    by_number = dev.measure(lambda pairs: np.array([-float(text[-1]) for _, text in pairs], dtype=np.float32))
+    assert by_number == pytest.approx(5 * (1 / 4) / 6)  # d3 is fourth of five queries, and missing in one
+    best = dev.measure(lambda pairs: np.array([float("3" in text) for _, text in pairs], dtype=np.float32))
+    assert best == pytest.approx(5 / 6)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_scores_that_are_not_finite_measure_nothing(bad):
+    dev = dev_set(best_first=True)
+    assert dev.measure(lambda pairs: np.full(len(pairs), bad, dtype=np.float32)) == 0
+    scores = np.zeros(len(dev.pairs), dtype=np.float32)
+    scores[3] = bad
+    assert dev.measure(lambda pairs: scores) == 0
+
+
+def test_a_dev_set_without_candidates_is_an_error():
+    collection, _ = small_collection()
+    with pytest.raises(DataError, match=r"no dev query[\s\S]*keep: last"):
+        DevSet.of(collection, Run({}), DevSection())
