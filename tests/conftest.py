@@ -11,6 +11,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -99,27 +100,48 @@ def lively_encoder(tmp_path_factory):
     return tiny_bert(tmp_path_factory.mktemp("models") / "lively", labels=None, spread=0.15)
 
 
-@pytest.fixture
-def tiny_experiment(tiny_rows, lively_encoder) -> dict[str, Any]:
-    """A whole experiment on them, as plain values: seconds to run."""
+def experiment_of(rows: Path, encoder: Path) -> dict[str, Any]:
+    """A whole experiment, every room of it, as plain values: seconds to run."""
     training = {"learning_rate": 3e-3, "batch": 4, "max_length": 32, "precision": "fp32"}
     dev = {"queries": 6, "depth": 8, "evaluations": 2}
     return {
         "name": "tiny",
         "seed": 3,
         "device": "cpu",
-        "data": {"source": f"rows:{tiny_rows}"},
-        "retrieve": {"dense": {"kind": "dense", "model": str(lively_encoder), "depth": 20}},
+        "data": {"source": f"rows:{rows}"},
+        "retrieve": {"dense": {"kind": "dense", "model": str(encoder), "depth": 20}},
         "mine": {"negatives": 3, "random": 1, "window": [1, 20], "drop_above": None, "unlabelled": 16},
         "train": {
-            "distilled": {**training, "base": str(lively_encoder), "groups": "unlabelled", "loss": "kl", "dev": dev},
-            "finetuned": {**training, "base": "distilled", "epochs": 2, "dev": dev},
+            "distilled": {**training, "base": str(encoder), "groups": "unlabelled", "loss": "kl", "dev": dev},
+            "finetuned": {**training, "base": "distilled", "loss": "listwise", "epochs": 2, "dev": dev},
         },
         "merge": {"models": ["base", "finetuned"]},
         "rerank": {"depth": 10, "precision": "fp32"},
         "evaluate": {"metrics": ["mrr@10", "recall@1", "ndcg@10"], "bootstrap": 100, "permutations": 100},
         "report": {"examples": 2},
     }
+
+
+@pytest.fixture
+def tiny_experiment(tiny_rows, lively_encoder) -> dict[str, Any]:
+    """The tiny experiment, to be changed at will."""
+    return experiment_of(tiny_rows, lively_encoder)
+
+
+@pytest.fixture(scope="session")
+def finished(tiny_rows, lively_encoder, tmp_path_factory) -> Path:
+    """A folder of runs in which the tiny experiment is finished. Copy it before changing anything in it."""
+    import rankwright
+
+    runs = tmp_path_factory.mktemp("finished") / "runs"
+    rankwright.run(experiment_of(tiny_rows, lively_encoder), runs=runs)
+    return runs
+
+
+@pytest.fixture
+def finished_copy(finished, tmp_path) -> Path:
+    """The same in a place of one's own."""
+    return shutil.copytree(finished, tmp_path / "runs")
 
 
 @pytest.fixture

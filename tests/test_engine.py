@@ -150,6 +150,14 @@ def test_batches_are_longest_first_with_ties_in_order_and_as_large_as_they_may_b
     assert length_batches([], 8) == []
 
 
+def test_short_rows_are_padded_on_the_right_with_the_tokenizers_id_and_masked():
+    encoded = {"input_ids": [[5, 6, 7], [8], [9, 9]], "token_type_ids": [[0, 1, 1], [0], [1, 1]]}
+    batch = engine.collate(encoded, [1, 0], 3, "cpu")
+    assert batch["input_ids"].tolist() == [[8, 3, 3], [5, 6, 7]]
+    assert batch["attention_mask"].tolist() == [[1, 0, 0], [1, 1, 1]]
+    assert batch["token_type_ids"].tolist() == [[0, 0, 0], [0, 1, 1]]
+
+
 def test_the_forward_pass_keeps_to_the_token_budget(loud, batches, monkeypatch):
     monkeypatch.setitem(engine.TOKEN_BUDGET, "cpu", 100)
     score(loud.model, loud.tokenizer, random_pairs(40, seed=10), max_length=64)

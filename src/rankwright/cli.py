@@ -53,6 +53,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="print the result as JSON o
 DryRun = Annotated[bool, typer.Option("--dry-run", help="say what would run or be reused, and why; do nothing")]
 
 _RUNS = Path("runs")
+_STOPPED = 130
 
 
 def main() -> None:
@@ -62,9 +63,11 @@ def main() -> None:
     except RankwrightError as error:
         typer.secho(f"error: {error}", err=True, fg="red" if sys.stderr.isatty() else None)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as stop:
+        if isinstance(stop, SystemExit) and stop.code != _STOPPED:  # which typer makes of Ctrl-C, in silence
+            raise
         typer.echo("stopped; the same command goes on from here", err=True)
-        sys.exit(130)
+        sys.exit(_STOPPED)
 
 
 @app.callback(invoke_without_command=True)
@@ -212,7 +215,8 @@ def _print_work(work: list[Any]) -> None:
         memory = "" if line.gigabytes is None else f"{line.gigabytes:.1f} GB"
         _print(f"{line.stage:<22} {line.amount:>12,} {line.unit:<14} {seconds:>8} {memory:>8}  {line.note}".rstrip())
     known = [line.seconds for line in work if line.seconds is not None]
-    _print("", f"about {_duration(sum(known))} in all; rough: within a factor of two on an idle machine")
+    missing = ", without what cannot be timed" if len(known) < len(work) else ""
+    _print("", f"about {_duration(sum(known))} in all{missing}; rough: within a factor of two on an idle machine")
 
 
 def _duration(seconds: float) -> str:

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from rankwright.core import Collection, relevant
+from rankwright.core import Collection, count_pairs, relevant
+from rankwright.errors import ModelError
 from rankwright.plan import Model, Plan
 from rankwright.sections import DenseRetriever, Experiment, MineSection, Training
 from rankwright.toolbox import engine
@@ -50,7 +51,7 @@ def forecast(experiment: Experiment, collection: Collection) -> list[Work]:
     """The work of each stage that computes with a model, in order.
 
     Raises:
-        ModelError: a model is not there.
+        ModelError: a model is not there. One on a hub that cannot be reached is noted only.
     """
     plan, told = Plan.of(experiment), []
     shapes = _Shapes(experiment, collection)
@@ -61,6 +62,9 @@ def forecast(experiment: Experiment, collection: Collection) -> list[Work]:
     if experiment.mine:
         width = _group_width(collection, experiment.mine)
         told.append(Work("mine", round(len(collection.qrels["train"]) * width), "pairs at most", 0.0))
+        if experiment.mine.filter_by != "retriever":
+            pairs = _filter_pairs(collection, experiment.mine, experiment.retrieve[plan.mine_from].depth)
+            told.append(shapes.work("mine, filter", pairs, "pairs", Model("outside", experiment.mine.filter_by)))
         told += [_training_work(name, experiment, collection, plan, shapes) for name in plan.trainings]
     if experiment.rerank:
         own = collection.split_documents(plan.split, per_split=experiment.data.corpus == "per_split")
@@ -86,7 +90,8 @@ def _training_work(name: str, experiment: Experiment, collection: Collection, pl
     step_groups = section.batch * section.accumulate
     epoch = math.ceil(groups / step_groups)
     steps = min(max(1, round(epoch * section.epochs)), section.max_steps or epoch * 1_000_000)
-    pairs = round(steps * min(step_groups, groups) * width)
+    whole, rest = divmod(steps, epoch)  # an epoch's last step is short where the groups do not fill it
+    pairs = round((whole * groups + rest * step_groups) * width)
     dev_passes = 0.0
     if section.dev:
         evaluations = 1 + section.dev.evaluations * max(1.0, steps / epoch)
@@ -102,9 +107,21 @@ def _root(model: Model, plan: Plan) -> Model:
 
 
 def _group_width(collection: Collection, mine: MineSection) -> float:
-    counts = [len(relevant(grades)) for grades in collection.qrels["train"].values()]
+    qrels = collection.qrels["train"].values()
+    counts = [len(relevant(grades)) for grades in qrels]
     positives = np.minimum(counts, mine.positives or max(counts))
-    return float(positives.mean()) + mine.negatives + mine.random + mine.given
+    given = [min(mine.given, len(grades) - count) for grades, count in zip(qrels, counts, strict=True)]
+    return float(np.mean(positives) + np.mean(given)) + mine.negatives + mine.random
+
+
+def _filter_pairs(collection: Collection, mine: MineSection, depth: int) -> int:
+    """What the filter's reranker scores: each training query's window, and its positives."""
+    if mine.drop_above is None or not mine.negatives:
+        return 0
+    qrels = collection.qrels["train"]
+    first, last = mine.window
+    window = max(0, min(last, depth, len(collection.documents)) - first + 1)
+    return len(qrels) * window + count_pairs(qrels)
 
 
 class _Shapes:
@@ -137,6 +154,10 @@ class _Shapes:
         if key not in self.known:
             try:
                 self.known[key] = self._time(model.name, pairs=pairs)
+            except ModelError as error:
+                if not error.message.startswith("cannot reach the hub"):
+                    raise  # a run would stop here too, wherever it is
+                self.known[key] = f"cannot be timed: {error.message.partition(' (')[0]}"
             except (OSError, ValueError, KeyError, AttributeError, TypeError, RuntimeError) as error:
                 self.known[key] = f"cannot be timed: {(str(error).splitlines() or [''])[0][:80]}"  # it may still run
         return self.known[key]

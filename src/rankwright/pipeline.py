@@ -300,7 +300,7 @@ class Walk:
     def _rerank_made_of(self) -> MadeOf:
         section = self.experiment.rerank
         assert section
-        made: dict[str, Any] = {**_config("rerank", section), "rerank.candidates": self.plan.rerank_from}
+        made = _config("rerank", section.model_copy(update={"arms": None, "candidates": self.plan.rerank_from}))
         made["rerank.arms"] = [f"{arm}: {model.name}" for arm, model in self.plan.arms.items()]  # their order counts
         made["rerank.split"] = self.plan.split
         for model in self.plan.arms.values():

@@ -247,7 +247,7 @@ class ReportSection(Section):
 class Experiment(Section):
     """A whole experiment. A section that is missing skips its room, save those that have defaults."""
 
-    name: str = Field("experiment", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field("experiment", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="the run folder's")
     seed: int = Field(0, description="of every draw")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
     data: DataSection = Field(description="the collection")

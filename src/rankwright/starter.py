@@ -21,7 +21,7 @@ _TEMPLATE = """\
 #
 # Every key has a default; `runs/{name}/resolved.yaml` shows them all.
 
-name: {name}
+name: "{name}"
 seed: 0
 
 data:
@@ -87,5 +87,5 @@ def starter(data: str, name: str) -> str:
             hint=f"a folder or file, or KIND:LOCATION with KIND one of {', '.join(READERS)}",
         )
     safe = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._") or "experiment"
-    quoted = yaml.safe_dump(source, default_style='"', width=1000).strip()
+    quoted = yaml.safe_dump(source, default_style='"', width=10_000, allow_unicode=True).strip()
     return _TEMPLATE.format(name=safe, source=quoted)

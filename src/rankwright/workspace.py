@@ -82,9 +82,9 @@ class RunFolder:
         if not path.exists():
             return None
         try:
-            done: dict[str, Any] = json.loads(path.read_text())
-            _ = done["made_of"], done["outputs"], done["key"]
-        except (ValueError, KeyError):
+            done: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            _ = done["made_of"], done["outputs"], done["key"], done["seconds"]
+        except (ValueError, KeyError, TypeError):
             raise ArtefactError("not a stage file", where=str(path), hint="delete it and run again") from None
         return done
 
@@ -157,7 +157,7 @@ def disk_errors(where: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.ENOTDIR):
             raise
         place = str(error.filename or where)
         hint = _FREE if error.errno in (errno.ENOSPC, errno.EDQUOT) else "see its permissions, or name another --runs"
