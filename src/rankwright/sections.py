@@ -169,7 +169,7 @@ class Training(Section):
     dev: DevSection | None = Field(default_factory=DevSection, description="what training watches; null: nothing")
     keep: Literal["best", "last"] = Field("best", description="the best checkpoint on dev, or the last step")
     checkpoints: int = Field(4, ge=1, description="resumable checkpoints an epoch")
-    seed: int | None = Field(None, description="default: the experiment's")
+    seed: int | None = Field(None, ge=0, description="default: the experiment's")
 
     @field_validator("loss", mode="before")
     @classmethod
@@ -248,7 +248,7 @@ class Experiment(Section):
     """A whole experiment. A section that is missing skips its room, save those that have defaults."""
 
     name: str = Field("experiment", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="the run folder's")
-    seed: int = Field(0, description="of every draw")
+    seed: int = Field(0, ge=0, description="of every draw")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
     data: DataSection = Field(description="the collection")
     retrieve: dict[str, Retriever] = Field(min_length=1, description="name -> retriever")

@@ -88,7 +88,7 @@ def mine(
         seed: of all draws; each query draws for itself, so one query's change leaves the others alone.
 
     Raises:
-        DataError: no group came out.
+        DataError: no group came out, or no unlabelled one where some are asked for.
     """
     sources = _Sources(collection, run, section, per_split=per_split, seed=seed)
     mined = Mined()
@@ -101,6 +101,8 @@ def mine(
         raise DataError("mining made no group: no training query has both a positive and a negative")
     if section.unlabelled:
         mined.unlabelled = _unlabelled(sources, queries)
+        if not mined.unlabelled:
+            raise DataError("mining made no unlabelled group: the run has no candidates for any training query")
     mined.groups = _with_teacher(mined.groups, teacher)
     mined.unlabelled = _with_teacher(mined.unlabelled, teacher)
     return mined

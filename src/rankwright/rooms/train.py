@@ -219,7 +219,7 @@ class _Loop:
         for start in range(0, len(chosen), self.section.batch):
             micro = chosen[start : start + self.section.batch]
             tensors = self._forward(micro)
-            loss = self.loss(*tensors)[0] / len(chosen)
+            loss = self.loss(*tensors)[0] / len(chosen)  # all groups of the step, counting or not: known beforehand
             self.accelerator.backward(loss)
             total += float(loss.detach())
             parts.append([tensor.detach() for tensor in tensors])
