@@ -142,7 +142,7 @@ def test_the_reason_is_the_changed_key_and_then_the_stage_before(finished, tiny_
 
 
 def test_a_dry_run_of_what_was_never_run_runs_all_and_touches_nothing(tmp_path, tiny_experiment):
-    assert plan_of(tiny_experiment, tmp_path) == {stage: ("run", "not done yet") for stage in STAGES}
+    assert plan_of(tiny_experiment, tmp_path) == dict.fromkeys(STAGES, ("run", "not done yet"))
     assert not list(tmp_path.iterdir())
 
 
@@ -287,7 +287,7 @@ def test_a_full_disk_is_one_clear_error_wherever_it_strikes(
         return real(self, current)
 
     monkeypatch.setattr(Walk, "_walk_through", walk_through)
-    with pytest.raises(DiskError, match="(?i)no space left"):
+    with pytest.raises(DiskError, match=r"(?i)no space left"):
         rw.run(tiny_experiment, runs=finished_copy)
     assert not (finished_copy / "tiny" / stage / "stage.json").exists()
     monkeypatch.undo()

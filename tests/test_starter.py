@@ -14,10 +14,8 @@ from rankwright.pipeline import Walk
 from rankwright.rooms.data import data
 from rankwright.starter import starter
 
-ROWS = [
-    {"query": f"find {word}", "positive": [f"a {word} one"], "negative": [f"the {word} two"]}
-    for word in "red green blue apple pear plum car train boat array matrix linear graph node value fast slow".split()
-]
+WORDS = "red green blue apple pear plum car train boat array matrix linear graph node value fast slow old".split()
+ROWS = [{"query": f"find {word}", "positive": [f"a {word} one"], "negative": [f"the {word} two"]} for word in WORDS]
 
 
 def as_jsonl(path, rows):
