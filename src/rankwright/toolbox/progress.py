@@ -1,6 +1,6 @@
 """What long work says while it goes on: progress bars and remarks, on stderr, never on stdout.
 
-On a terminal the bar moves; elsewhere (a log, CI) a line is written at the start of work that lasts, and every
+On a terminal the bar moves; elsewhere (a log, CI) a line is written every
 half minute. `silence()` turns all of it off, for `--json` and for use as a library.
 """
 
