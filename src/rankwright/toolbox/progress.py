@@ -1,7 +1,7 @@
 """What long work says while it goes on: progress bars and remarks, on stderr, never on stdout.
 
-On a terminal the bar moves; elsewhere (a log, CI) a line is written every
-half minute. `silence()` turns all of it off, for `--json` and for use as a library.
+On a terminal the bar moves; elsewhere (a log, CI) a line is written every half minute. `silence()` turns all of it
+off, for `--json` and for use as a library.
 """
 
 from __future__ import annotations
