@@ -10,14 +10,7 @@ import yaml
 import rankwright as rw
 from rankwright import api
 from rankwright.errors import ConfigError, DataError
-from rankwright.toolbox import progress
 from rankwright.toolbox.formats import flag, trec
-
-
-@pytest.fixture(autouse=True)
-def _speaks_again():
-    yield
-    progress.silence(False)
 
 
 def test_the_shipped_experiments_load_by_their_names():

@@ -13,7 +13,6 @@ from typer.testing import CliRunner
 
 from rankwright import api, cli, errors
 from rankwright.config import load_experiment
-from rankwright.toolbox import progress
 from rankwright.version import __version__
 
 STAGES = ["data", "retrieve", "mine", "train/distilled", "train/finetuned", "merge", "rerank", "evaluate", "report"]
@@ -23,8 +22,6 @@ COMMANDS = list(typer.main.get_command(cli.app).commands)
 @pytest.fixture(autouse=True)
 def _in_an_empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    yield
-    progress.silence(False)
 
 
 @pytest.fixture

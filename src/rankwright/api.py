@@ -92,10 +92,10 @@ def run(
     Raises:
         RankwrightError: of any kind. What was done before stays.
     """
-    progress.silence(quiet)
     resolved, source = _resolve(experiment, overrides)
     walk = Walk(resolved, Path(runs))
-    outcomes = walk.run(until, source=source)
+    with progress.silenced(quiet):
+        outcomes = walk.run(until, source=source)
     reached = any(outcome.stage == "evaluate" for outcome in outcomes)
     return Result(walk.folder.root, outcomes, walk.boxes.table() if reached else None)
 

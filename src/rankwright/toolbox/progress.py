@@ -1,7 +1,7 @@
 """What long work says while it goes on: progress bars and remarks, on stderr, never on stdout.
 
-On a terminal the bar moves; elsewhere (a log, CI) a line is written every half minute. `silence()` turns all of it
-off, for `--json` and for use as a library.
+On a terminal the bar moves; elsewhere (a log, CI) a line is written every half minute. Within
+`silenced()` nothing is said: for `--json`, and for use as a library.
 """
 
 from __future__ import annotations
@@ -20,9 +20,14 @@ _SECONDS_BETWEEN_LINES = 30.0
 Advance = Callable[[int], None]
 
 
-def silence(quiet: bool = True) -> None:
-    """Say nothing from here on; or, with False, speak again."""
-    _console.quiet = quiet
+@contextlib.contextmanager
+def silenced(silent: bool = True) -> Iterator[None]:
+    """Say nothing (or, not `silent`, speak) within the block; then as before."""
+    before, _console.quiet = _console.quiet, silent
+    try:
+        yield
+    finally:
+        _console.quiet = before
 
 
 def say(message: str) -> None:
