@@ -164,7 +164,7 @@ class Training(Section):
     clip: float | None = Field(1.0, gt=0, description="largest norm of the gradient")
     max_length: int = Field(512, ge=8, description="tokens of a pair")
     precision: Precision = Field("auto", description="auto: bf16 where it is faster, else fp32")
-    gradient_checkpointing: bool = Field(False, description="less memory for a third more time")
+    gradient_checkpointing: bool = Field(False, description="less memory for more time")
     lora: LoraSection | None = Field(None, description="train adapters instead of all weights")
     dev: DevSection | None = Field(default_factory=DevSection, description="what training watches; null: nothing")
     keep: Literal["best", "last"] = Field("best", description="the best checkpoint on dev, or the last step")

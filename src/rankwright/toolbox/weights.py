@@ -39,7 +39,7 @@ def fingerprint(folder: Path) -> str:
     """A hash (32 hexadecimal digits) of the weights, configuration and tokenizer in a folder.
 
     Names, dates and files that do not change a score (README, images) do not count. Reads every byte once
-    a process: about a second a gigabyte.
+    a process.
     """
     files = sorted({file for pattern in _MODEL_FILES for file in folder.rglob(pattern) if file.is_file()})
     if any(file.suffix == ".safetensors" for file in files):
