@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import re
-import shutil
-import subprocess
 from html.parser import HTMLParser
 
 import numpy as np
@@ -17,8 +16,52 @@ from rankwright.rooms import report as room
 from rankwright.rooms.evaluate import evaluate
 from rankwright.rooms.report import ReportView, report
 from rankwright.sections import EvaluateSection
+from rankwright.toolbox import charts
 
 ATTACK = "<script>alert(1)</script> & \"quoted\" 'text'"
+WHY = {
+    "verdict": {"word": "BLEND", "lines": ["Blended is above."], "arm": "finetuned", "weight": 0.4, "depth": 50},
+    "findings": [
+        {"id": "H3", "name": "retriever's score discarded", "kind": "serving", "fires": True, "lacks": ""}
+        | {"reading": "A blend is better.", "remedy": "blend:\n  metric: mrr@10\n"}
+        | {"numbers": [{"says": "gain", "value": 0.02, "low": 0.01, "high": 0.03, "threshold": 0.0, "bad": True}]},
+        {
+            "id": "H5",
+            "name": "copies",
+            "kind": "measuring",
+            "fires": False,
+            "reading": "Few.",
+            "remedy": "",
+            "lacks": "",
+        }
+        | {"numbers": [{"says": "copies", "value": 0.001, "low": None, "high": None, "threshold": 0.01, "bad": False}]},
+        {"id": "H11", "name": "ties", "kind": "serving", "fires": False, "reading": "", "remedy": "", "numbers": []}
+        | {"lacks": "no model"},
+    ],
+    "ladder": {
+        "metric": "mrr@10",
+        "gap": -0.0308,
+        "rungs": [
+            {"name": "copies merged", "gap": -0.0208, "contribution": -0.01, "share": 0.3247, "said": "12 copies"},
+            {"name": "condensed", "gap": -0.0258, "contribution": 0.005, "share": -0.1623, "said": "holes left out"},
+            {"name": "blended", "gap": 0.0042, "contribution": -0.03, "share": None, "said": "weight 0.4"},
+        ],
+        "residual": 0.0042,
+        "closed_pool": 0.01,
+        "skipped": ["twins: no query texts"],
+    },
+    "blends": {
+        "finetuned": {
+            "weight": 0.4,
+            "depth": 10,
+            "metric": "mrr@10",
+            "weights": [0.0, 0.4, 1.0],
+            "depths": [5, 10, 50],
+            "grid": [[0.3, 0.3, 0.3], [0.34, 0.36, 0.35], [0.33, 0.31, 0.25]],
+            "dev": {"retrieval": 0.3, "reranked": 0.25, "blended": 0.36},
+        }
+    },
+}
 VOID = {"meta", "br", "link", "img", "input", "hr"}
 
 
@@ -27,9 +70,13 @@ class Page(HTMLParser):
 
     def __init__(self, html):
         super().__init__(convert_charrefs=True)
-        self.open, self.tags, self.ids, self.texts = [], [], [], []
+        self.open, self.tags, self.ids, self.texts, self.json = [], [], [], [], ""
         self.feed(html)
         assert self.open == []
+
+    @property
+    def data(self):
+        return json.loads(self.json)
 
     def handle_starttag(self, tag, attrs):
         self.tags.append((tag, dict(attrs)))
@@ -44,6 +91,8 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
+        if self.open[-1:] == ["script"] and self.tags[-1][1].get("type") == "application/json":
+            self.json += data
         if "script" not in self.open and "style" not in self.open:
             self.texts.append(data)
 
@@ -102,6 +151,7 @@ def test_every_section_is_there_and_every_link_leads_to_one(page):
     targets = [attrs["href"] for tag, attrs in page.tags if tag == "a"]
     assert targets
     assert all(target[0] == "#" and target[1:] in page.ids for target in targets)
+    assert page.count("section", id="verdict") == page.count("section", id="why") == 0
     for words in ("A trial", "15 documents", "hash 4f1c", "3 min 05 s", "4.0 s", "3 min 09 s"):
         assert words in page.text
 
@@ -135,8 +185,9 @@ def test_text_of_any_kind_is_shown_as_text(page):
     html = report(attacked)
     assert "<script>alert" not in html
     shown = Page(html)
-    assert shown.count("script") == page.count("script") == 1
+    assert shown.count("script") == page.count("script") == 2  # the explorer's data and its program
     assert shown.text.count(ATTACK) > 3 * 20  # three wins' lists alone
+    assert {text for _, text in shown.data["docs"]} == {query["q"] for query in shown.data["queries"]} == {ATTACK}
 
 
 def test_hostile_ids_and_arms_stay_inside_their_attributes():
@@ -151,7 +202,7 @@ def test_hostile_ids_and_arms_stay_inside_their_attributes():
     table = evaluate(runs, qrels, EvaluateSection(bootstrap=100, permutations=100), seed=0).table()
     html = report(dataclasses.replace(view, table=table, runs=runs, qrels=qrels, documents={}))
     assert "<script>alert" not in html
-    assert Page(html).count("script") == 1
+    assert Page(html).count("script") == 2
 
 
 def test_the_table_says_what_the_terminal_says(page):
@@ -169,8 +220,8 @@ def test_the_table_says_what_the_terminal_says(page):
 
 
 def test_every_chart_has_a_title_and_a_description(html):
-    drawn = re.findall(r"<svg[^>]*>.*?</svg>", html, flags=re.S)
-    assert len(drawn) == 3 + 2 + 1
+    drawn = re.findall(r"<svg[^>]* role=[^>]*>.*?</svg>", html, flags=re.S)
+    assert len(drawn) == 3 + 2 + 3 + 2  # means, training, scores, queries
     for svg in drawn:
         assert 'role="img"' in svg
         assert re.search(r"<title id=[^>]+>[^<]+</title><desc id=[^>]+>[^<]+</desc>", svg)
@@ -187,6 +238,7 @@ def test_wins_are_wins_and_losses_are_losses_biggest_first():
     found = room._query_view(make_view(examples=100))
     assert found is not None
     (_, _, wins), (_, _, losses) = found.kinds
+    assert len(wins) + len(losses) <= 2 * room._STATIC
     gained, lost = ([float(example.difference) for example in examples] for examples in (wins, losses))
     assert gained == sorted(gained, reverse=True)
     assert lost == sorted(lost)
@@ -222,6 +274,9 @@ def test_two_lists_show_marks_moves_and_scores():
         (["base", "finetuned", "merged"], {"finetuned": []}, "finetuned"),
         (["base", "second", "merged"], {"first": [], "second": []}, "second"),
         (["base", "merged"], {}, "merged"),
+        (["base", "base-blend", "rrf", "fused"], {}, "base-blend"),
+        (["base", "finetuned", "merged", "finetuned-blend", "merged-blend"], {}, "finetuned-blend"),
+        (["rrf"], {}, "rrf"),
         ([], {}, None),
     ],
 )
@@ -260,16 +315,16 @@ def test_odd_logs_are_tolerated():
 
 def test_a_long_log_is_thinned_without_losing_its_mean():
     points = [(float(step), float(step % 7)) for step in range(1, 4801)]
-    thin = room._thinned(points)
-    assert len(thin) == room._POINTS
+    thin = charts.thinned(points)
+    assert len(thin) == charts.POINTS
     assert thin[-1][0] == 4800
     assert sum(y for _, y in thin) / len(thin) == pytest.approx(sum(y for _, y in points) / 4800)
-    assert room._thinned(points[:5]) == points[:5]
+    assert charts.thinned(points[:5]) == points[:5]
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (0.46, 0.5384), (0, 1500), (-0.3, 0.2), (0.1, 0.1), (0, 7e-6)])
 def test_ticks_are_round_numbers_inside_the_axis(low, high):
-    ticks = room._nice(low, high, 5)
+    ticks = charts.nice(low, high, 5)
     assert len(ticks) <= 6
     assert all(low - 1e-9 <= tick <= high + 1e-9 for tick in ticks)
     assert len(ticks) >= 2 or low == high
@@ -277,7 +332,7 @@ def test_ticks_are_round_numbers_inside_the_axis(low, high):
 
 def test_bars_count_every_query_that_moved():
     differences = np.array([1.0, -1.0, 0.0, 0.05, 0.1, -0.1, -0.05])
-    plot, rows = room._histogram(differences, "x")
+    plot, rows = charts.histogram(differences, "x")
     assert sum(count for _, count in rows) == 6
     assert "3 queries won, 3 lost, 1 did not change" in plot.description
     assert rows[0] == ("-1.0 to -0.9", 1)
@@ -302,10 +357,144 @@ def test_long_texts_keep_the_page_small():
     assert len(report(view).encode()) < 1_000_000
 
 
-@pytest.mark.skipif(not shutil.which("chromium"), reason="no browser here")
-def test_a_browser_opens_the_page_from_disk(html, tmp_path):
-    (tmp_path / "page.html").write_text(html, encoding="utf-8")
-    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-    command += ["--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom"]
-    done = subprocess.run([*command, (tmp_path / "page.html").as_uri()], capture_output=True, text=True, timeout=60)
-    assert "Wins and losses" in done.stdout
+def test_a_verdict_comes_first_and_says_what_to_serve():
+    html = report(make_view(**WHY))
+    page = Page(html)
+    sections = [attrs["id"] for tag, attrs in page.tags if tag == "section"]
+    wanted = "verdict result why blend training scores queries data provenance"
+    assert sections == wanted.split()
+    assert "BLEND fine-tuned, weight 0.4, depth 50 Blended is above." in page.text
+    assert html.index('id="verdict"') < html.index('id="result"')
+
+
+@pytest.mark.parametrize(
+    ("word", "tone", "serve"),
+    [
+        ("SHIP", "up", "fine-tuned, blended, weight 0.5"),
+        ("KEEP RETRIEVAL", "down", ""),
+        ("INCONCLUSIVE", "open", "decided on fine-tuned, blended, weight 0.5"),
+    ],
+)
+def test_a_verdict_that_serves_nothing_new_names_nothing_to_serve(word, tone, serve):
+    told = {"word": word, "arm": "finetuned-blend", "weight": 0.5, "depth": None, "lines": ["verdict: X", "because"]}
+    assert room._verdict(told) == (word, tone, ["because"], serve)
+
+
+def test_what_fires_is_open_with_number_threshold_and_remedy_and_the_rest_is_folded():
+    page = Page(report(make_view(**WHY)))
+    assert "H3 retriever's score discarded serving A blend is better." in page.text
+    assert "gain 0.02 [0.01, 0.03] 0 yes" in page.text
+    assert page.count("article") == page.count("pre") == 1
+    assert "blend: metric: mrr@10" in page.text
+    assert "1 looked, and found nothing H5 copies Few." in page.text
+    assert "copies 0.001 0.01 no" in page.text
+    assert "1 could not look H11 ties no model" in page.text
+
+
+def test_the_waterfall_runs_from_the_gap_to_what_is_left():
+    found = room._ladder(WHY["ladder"])
+    marks = found.plot.marks
+    assert [mark["trend"] for mark in marks] == ["total", "up", "down", "up", "total"]
+    assert marks[0]["end"] == pytest.approx(marks[0]["x"])  # the gap is negative: its far end lies left
+    for one, two in itertools.pairwise(marks[:-1]):  # each begins where the last one ended
+        assert one["end"] == pytest.approx(two["x"] if two["end"] != two["x"] else two["x"] + two["width"], abs=0.15)
+    assert marks[-2]["end"] == marks[-1]["end"]  # and they add up
+    assert "copies merged +0.0100 (32%)" in found.plot.description
+    assert [row[0] for row in found.rows] == ["closed pool", "copies merged", "condensed", "blended"]
+    assert [row[2] for row in found.rows] == ["+0.0100", "-0.0208", "-0.0258", "+0.0042"]
+    bare = [{name: value for name, value in rung.items() if name != "contribution"} for rung in WHY["ladder"]["rungs"]]
+    bare = [rung | {"gap": part} for rung, part in zip(bare, (-0.01, 0.005, -0.03), strict=True)]
+    assert room._ladder(WHY["ladder"] | {"rungs": bare}).plot == found.plot
+    page = Page(report(make_view(**WHY)))
+    assert "Left out: twins: no query texts" in page.text
+
+
+def test_the_grid_is_cut_at_the_chosen_weight_and_depth_and_marks_them():
+    blend = room._blend("finetuned", WHY["blends"]["finetuned"])
+    assert "weight 0.4: 0.3400 at 5, 0.3600 at 10, 0.3500 at 50; chosen: 10, with 0.3600" in blend.depth.description
+    assert "weight 1: reranker alone: 0.3300 at 5, 0.3100 at 10, 0.2500 at 50" in blend.depth.description
+    assert "depth 10: 0.3000 at 0, 0.3600 at 0.4, 0.3100 at 1; chosen: 0.4, with 0.3600" in blend.weight.description
+    for plot in (blend.depth, blend.weight):
+        (mark,) = [mark for mark in plot.marks if "chosen" in mark]
+        assert (mark["x"], mark["y"]) in [place for line in plot.marks for place in line.get("dots", [])]
+    flat = WHY["blends"]["finetuned"] | WHY["blends"]["finetuned"]["dev"]
+    assert room._blend("finetuned", {name: value for name, value in flat.items() if name != "dev"}) == blend
+    alone = WHY["blends"]["finetuned"] | {"weight": 1.0, "dev": {}}
+    assert len([mark for mark in room._blend("finetuned", alone).depth.marks if "line" in mark]) == 1
+
+
+def test_scores_are_parted_into_relevant_and_others_for_arms_that_a_reranker_made():
+    view = make_view()
+    runs = view.runs | {"finetuned-blend": view.runs["finetuned"], "rrf": view.runs["base"]}
+    arms = ["retrieval", "base", "finetuned", "merged", "finetuned-blend", "rrf"]
+    found = room._distributions(dataclasses.replace(view, runs=runs, table={**view.table, "arms": arms}))
+    assert [arm for arm, _ in found] == ["base", "fine-tuned", "merged"]
+    assert all("relevant: 30," in plot.description for _, plot in found)
+    assert all("other candidates: 420," in plot.description for _, plot in found)
+
+
+def test_equal_or_infinite_scores_still_make_an_outline():
+    run = Run({"q0": (("d00", float("inf")), ("d01", 1.0), ("d02", 1.0))})
+    view = make_view()
+    found = room._distributions(dataclasses.replace(view, runs={**view.runs, "base": run}))
+    assert "other candidates: 2," in found[0][1].description
+    assert "nan" not in str(found[0][1].marks)
+
+
+def test_the_scatter_counts_both_sides_of_the_diagonal():
+    plot = charts.scatter("x", np.array([0.0, 0.0, 0.5, 1.0]), np.array([1.0, 1.0, 0.5, 0.0]))
+    assert plot.description == "2 queries above the diagonal, 1 below it, 1 on it."
+    assert sorted(mark["trend"] for mark in plot.marks) == ["down", "same", "up"]
+    assert max(plot.marks, key=lambda mark: mark["r"])["trend"] == "up"  # two queries in one dot
+
+
+def test_the_explorer_holds_both_lists_with_scores_labels_and_former_ranks():
+    before = Run({"q": (("a", 0.9), ("b", 0.8), ("c", 0.7))})
+    after = Run({"q": (("c", 5.0), ("b", 4.0), ("x", float("-inf")))})
+    view = make_view(runs={"retrieval": before, "m": after}, qrels={"q": {"c": 2, "b": 0}}, documents={"c": "C" * 900})
+    values = {"retrieval": np.array([0.5]), "m": np.array([1.0])}
+    text, shown = room._explorer(view, ["q"], values, "m")
+    data = json.loads(text)
+    (query,) = data["queries"]
+    assert shown == 1
+    assert [document for document, _ in data["docs"]] == ["a", "b", "c", "x"]
+    assert len(data["docs"][2][1]) == room._LETTERS
+    assert query["b"] == [[0, 0.9, None, 1], [1, 0.8, 0, 2], [2, 0.7, 2, 3]]
+    assert query["a"] == [[[2, 5.0, 2, 3], [1, 4.0, 0, 2], [3, None, None, 0]]]
+    assert query["n"] == [[0, 2, 1]]
+    assert (query["v"], query["r"]) == ([0.5, 1.0], 1)
+
+
+def test_the_explorer_keeps_the_largest_gains_and_losses_within_its_budget(monkeypatch):
+    monkeypatch.setattr(room, "BUDGET", 18_000)
+    view = make_view(documents={f"d{number:02}": "<é" * 400 for number in range(15)})
+    page = Page(report(view))
+    data = page.data
+    moved = [max(abs(value - query["v"][0]) for value in query["v"][1:]) for query in data["queries"]]
+    assert 0 < len(moved) < 30
+    assert moved == sorted(moved, reverse=True)
+    assert f"{len(moved)} of 30 queries are in this page: those that gained or lost most" in page.text
+    found = room._query_view(view)
+    assert "<" not in found.data
+    assert len(found.data.encode()) < 18_000 + 300
+
+
+def test_a_large_experiment_keeps_the_page_below_three_megabytes():
+    rng = np.random.default_rng(1)
+    ids = [f"document-{number:06}" for number in range(4000)]
+    qrels = {f"q{number}": {ids[number]: 1} for number in range(2500)}
+
+    def run():
+        return Run({q: tuple((ids[d], float(9 - i)) for i, d in enumerate(rng.integers(0, 4000, 10))) for q in qrels})
+
+    runs = {"retrieval": run(), "base": run(), "finetuned": run(), "finetuned-blend": run()}
+    arms = list(runs)
+    table = {**make_view().table, "arms": arms, "rows": []}
+    cells = [{"arm": arm, "mean": 0.5, "low": 0.4, "high": 0.6, "versus": {}} for arm in arms]
+    found = {"value": 0.0, "low": 0.0, "high": 0.0, "p": 1.0, "p_holm": 1.0, "stars": ""}
+    for cell in cells[1:]:
+        cell["versus"] = {"retrieval": found, "base": found}
+    table["rows"] = [{"metric": "ndcg@10", "cells": cells}]
+    documents = dict.fromkeys(ids, "wörter < " * 100)
+    html = report(make_view(runs=runs, qrels=qrels, table=table, documents=documents, queries={}, examples=1000))
+    assert 1_500_000 < len(html.encode()) < 3_000_000

@@ -1,14 +1,15 @@
-"""One self-contained HTML page: what the experiment found, and the queries that show it.
+"""One self-contained HTML page: whether to ship, why, and the queries that show it.
 
 In comes a ReportView of plain values, out goes the page as a string: no network, no fonts, every text escaped.
-It does not know the run folder, nor how anything was computed, save the metric by which it picks the queries
-to show. What a chart looks like is the templates' business; here stand its coordinates only.
+It does not know the run folder, nor how anything was computed, save the metric that it gives query by query.
+Where a chart's marks stand is `toolbox.charts`' business, what they look like the templates'.
 """
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,17 +19,22 @@ from numpy.typing import NDArray
 
 from rankwright.core import Qrels, Run
 from rankwright.errors import ConfigError
-from rankwright.toolbox import metrics
+from rankwright.toolbox import charts, metrics
+from rankwright.toolbox.charts import Line, Measured, Plot, Step
 from rankwright.toolbox.table import Table, arm_name, in_words, interval
 
-Point = tuple[float, float]
+Values = NDArray[np.float64]
 
 PICKED_BY = "ndcg@10"
 SHOWN = 10  # documents of a list
-_LETTERS = 280  # of a text
-_POINTS = 240  # of a curve
+BUDGET = 2_000_000  # bytes of the explorer's queries, so that the page stays below 3 MB
+_LETTERS = 200  # of a text
+_STATIC = 20  # wins, and losses, for readers without scripts
 _TABLE_ROWS = 40
 _PANELS = ("mrr@10", "recall@10", "ndcg@10")
+_BLEND = "-blend"
+_FUSED = ("rrf", "fused")  # arms that no reranker made
+_TONES = {"ship": "up", "blend": "up", "keep retrieval": "down"}
 
 
 @dataclass(frozen=True)
@@ -37,7 +43,12 @@ class ReportView:
 
     `table` is `Evaluation.table(provenance)`, or table.json read back. `runs` maps the arms of the table to their
     runs, `trainings` a training's name to the records of its log.jsonl, `seconds` a stage to how long it took.
-    Arms and trainings that lack a run or a log are told in words; `examples` wins and as many losses are shown.
+    Arms and trainings that lack a run or a log are told in words. `examples` wins and as many losses (at most 20)
+    stand in the page as plain lists, for readers without scripts.
+
+    What was decided and why, each as its JSON: `verdict` (word, lines, arm, weight, depth), `findings` (those that
+    fire first), `ladder` (metric, gap, rungs, residual, closed_pool, skipped), and `blends`, which maps an arm to
+    what dev chose for it and the grid behind that.
     """
 
     title: str
@@ -50,6 +61,10 @@ class ReportView:
     data_lines: Sequence[str] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
     examples: int = 10
+    verdict: Mapping[str, Any] | None = None
+    findings: Sequence[Mapping[str, Any]] = ()
+    ladder: Mapping[str, Any] | None = None
+    blends: Mapping[str, Any] = field(default_factory=dict)
 
 
 def report(view: ReportView) -> str:
@@ -67,9 +82,14 @@ def report(view: ReportView) -> str:
     return templates.get_template("report.html.j2").render(
         title=view.title,
         words=in_words(view.table),
+        verdict=_verdict(view.verdict),
         headline=_headline(view.table),
         means=_mean_plots(view.table),
+        ladder=_ladder(view.ladder),
+        findings=_findings(view.findings),
+        blends=[_blend(arm, chosen) for arm, chosen in view.blends.items()],
         trainings=[_training(name, log) for name, log in view.trainings.items()],
+        distributions=_distributions(view),
         queries=_query_view(view),
         data_lines=view.data_lines,
         seconds=[(stage, _duration(seconds)) for stage, seconds in view.seconds.items()],
@@ -78,6 +98,29 @@ def report(view: ReportView) -> str:
 
 
 # ---------------------------------------------------------------------------------------------- the result
+
+
+class Verdict(NamedTuple):
+    """The word, whether it is good news, its lines, and what is to be served."""
+
+    word: str
+    tone: str
+    lines: list[str]
+    serve: str
+
+
+def _verdict(verdict: Mapping[str, Any] | None) -> Verdict | None:
+    if verdict is None:
+        return None
+    word = str(verdict["word"])
+    parts = [arm_name(str(verdict["arm"]))] if verdict.get("arm") else []
+    parts += [f"weight {verdict['weight']:g}"] if verdict.get("weight") is not None else []
+    parts += [f"depth {verdict['depth']:,}"] if verdict.get("depth") is not None else []
+    slug = word.casefold()
+    said = verdict.get("lines") or verdict.get("reasons") or ()
+    lines = [str(line) for line in said if not str(line).startswith("verdict:")]  # the heading is that line
+    serve = "" if slug == "keep retrieval" else ", ".join(parts)
+    return Verdict(word, _TONES.get(slug, "open"), lines, f"decided on {serve}" if slug == "inconclusive" else serve)
 
 
 class Claim(NamedTuple):
@@ -104,76 +147,170 @@ def _headline(table: Table) -> list[Claim]:
     return claims
 
 
-# ---------------------------------------------------------------------------------------------- charts
-
-
-class Ticks(NamedTuple):
-    """Where an axis has marks, and what they say."""
-
-    x: list[tuple[float, str]]
-    y: list[tuple[float, str]]
-
-
-class Plot(NamedTuple):
-    """A chart in its own coordinates (y downwards): `marks` are what its macro draws."""
-
-    title: str
-    description: str
-    width: int
-    height: int
-    ticks: Ticks
-    marks: list[dict[str, Any]]
-
-
-def _scale(low: float, high: float, start: float, end: float) -> Callable[[float], float]:
-    """A linear map of [low, high] to [start, end], rounded to a tenth of a pixel."""
-    span = (high - low) or 1.0
-    return lambda value: round(start + (value - low) / span * (end - start), 1)
-
-
-def _nice(low: float, high: float, about: int) -> list[float]:
-    """Round numbers inside [low, high], `about` so many: steps of 1, 2 or 5 times a power of ten."""
-    span = (high - low) or abs(high) or 1.0
-    power = 10.0 ** math.floor(math.log10(span / about))
-    step = next(size * power for size in (1, 2, 5, 10) if span / (size * power) <= about)
-    return [
-        round(step * place, 10) for place in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)
-    ]
-
-
-def _padded(values: Sequence[float]) -> tuple[float, float]:
-    low, high = min(values), max(values)
-    room = (high - low) * 0.08 or abs(high) * 0.05 or 0.5
-    return low - room, high + room
-
-
 def _mean_plots(table: Table) -> list[Plot]:
     """Each arm's own mean and interval, for up to three metrics."""
     wanted = [row for row in table["rows"] if row["metric"] in _PANELS] or table["rows"][:3]
-    return [_mean_plot(metrics.label(row["metric"]), row["cells"], table["confidence"]) for row in wanted]
-
-
-def _mean_plot(name: str, cells: Sequence[Mapping[str, Any]], confidence: float) -> Plot:
-    left, width, step, top = 96, 330, 26, 14
-    bottom = top + step * len(cells)
-    low, high = _padded([cell[end] for cell in cells for end in ("low", "high")])
-    across = _scale(low, high, left, width - 46)
-    marks = [
-        {
-            "name": arm_name(cell["arm"]),
-            "y": top + step * place + step / 2,
-            "x": across(cell["mean"]),
-            "low": across(cell["low"]),
-            "high": across(cell["high"]),
-            "mean": f"{cell['mean']:.3f}",
-            "baseline": place == 0,
-        }
-        for place, cell in enumerate(cells)
+    return [
+        charts.means(
+            metrics.label(row["metric"]),
+            [Measured(arm_name(cell["arm"]), cell["mean"], cell["low"], cell["high"]) for cell in row["cells"]],
+            table["confidence"],
+        )
+        for row in wanted
     ]
-    said = "; ".join(f"{arm_name(c['arm'])} {c['mean']:.4f}, {c['low']:.4f} to {c['high']:.4f}" for c in cells)
-    ticks = Ticks([(across(value), f"{value:g}") for value in _nice(low, high, 4)], [])
-    description = f"Mean and its {confidence * 100:g}% interval: {said}."
-    return Plot(name, description, width, bottom + 24, ticks, marks)
+
+
+# ---------------------------------------------------------------------------------------------- why
+
+
+class LadderView(NamedTuple):
+    """The waterfall, its sentences, and the rungs that could not be climbed."""
+
+    plot: Plot
+    rows: list[tuple[str, str, str, str]]
+    skipped: list[str]
+
+
+def _ladder(ladder: Mapping[str, Any] | None) -> LadderView | None:
+    """The gap as it is served, what each rung takes from it, and what is left."""
+    if ladder is None or not _finite(ladder.get("gap")):
+        return None
+    metric, gap = _label(str(ladder["metric"])), float(ladder["gap"])
+    steps, rows, standing = [Step("the gap, as served", 0.0, gap, f"{gap:+.4f}", total=True)], [], gap
+    for rung in ladder["rungs"]:
+        part = rung.get("contribution", rung["gap"])  # a ladder's rung calls its own part of the gap `gap`
+        taken = float(part) if _finite(part) else 0.0
+        share = f"{rung['share']:.0%}" if _finite(rung.get("share")) else "–"
+        rows.append((str(rung["name"]), share, _number(standing - taken), str(rung.get("said") or "")))
+        if taken:
+            said = f"{-taken:+.4f}" + (f" ({share})" if share != "–" else "")
+            steps.append(Step(str(rung["name"]), standing, standing - taken, said))
+            standing -= taken
+    left = float(ladder["residual"]) if _finite(ladder.get("residual")) else standing
+    steps.append(Step("what is left", 0.0, left, f"{left:+.4f}", total=True))
+    if _finite(ladder.get("closed_pool")):
+        rows.insert(0, ("closed pool", "–", _number(ladder["closed_pool"]), "Only judged candidates, before all this."))
+    plot = charts.waterfall(f"The gap in {metric}, and what explains it", steps)
+    return LadderView(plot, rows, [str(said) for said in ladder.get("skipped", ())])
+
+
+def _number(value: object) -> str:
+    """A number of any size in four digits; what is not known is a dash."""
+    return f"{value:+.4f}" if isinstance(value, (int, float)) and math.isfinite(value) else "–"
+
+
+class FindingView(NamedTuple):
+    """A finding in words: `numbers` are what was measured, its value, its threshold and whether that is passed."""
+
+    id: str
+    name: str
+    kind: str
+    reading: str
+    remedy: str
+    lacks: str
+    numbers: list[tuple[str, str, str, bool]]
+
+
+class FindingViews(NamedTuple):
+    """The findings by what became of them."""
+
+    firing: list[FindingView]
+    quiet: list[FindingView]
+    lacking: list[FindingView]
+
+
+def _findings(findings: Sequence[Mapping[str, Any]]) -> FindingViews | None:
+    if not findings:
+        return None
+    views = FindingViews([], [], [])
+    for finding in findings:
+        place = views.firing if finding["fires"] else views.lacking if finding.get("lacks") else views.quiet
+        texts = {name: str(finding.get(name) or "") for name in FindingView._fields if name != "numbers"}
+        place.append(FindingView(**texts, numbers=[_measured(number) for number in finding.get("numbers", ())]))
+    return views
+
+
+def _measured(number: Mapping[str, Any]) -> tuple[str, str, str, bool]:
+    value = f"{number['value']:.4g}"
+    if _finite(number.get("low")) and _finite(number.get("high")):
+        value += f" [{number['low']:.4g}, {number['high']:.4g}]"
+    return str(number["says"]), value, f"{number['threshold']:g}", bool(number["bad"])
+
+
+# ---------------------------------------------------------------------------------------------- charts
+
+
+class BlendView(NamedTuple):
+    """What dev chose for an arm, and the metric against depth and against weight."""
+
+    arm: str
+    metric: str
+    said: str
+    depth: Plot
+    weight: Plot
+
+
+def _blend(arm: str, chosen: Mapping[str, Any]) -> BlendView:
+    """The grid of dev, cut at the chosen weight and at the chosen depth."""
+    weights, depths, grid = (chosen[name] for name in ("weights", "depths", "grid"))
+    metric, dev = _label(str(chosen["metric"])), _dev(chosen)
+    at_weight, at_depth = _nearest(weights, chosen["weight"]), _nearest(depths, chosen["depth"])
+    level = ("retrieval", float(dev["retrieval"])) if _finite(dev.get("retrieval")) else None
+
+    def over_depths(name: str, place: int, mark: int | None) -> Line:
+        return Line(name, [(float(depth), float(grid[place][j])) for j, depth in enumerate(depths)], mark)
+
+    drawn = [over_depths(f"weight {weights[at_weight]:g}", at_weight, at_depth)]
+    if 1 in weights and weights[at_weight] != 1:
+        drawn.append(over_depths("weight 1: reranker alone", list(weights).index(1), None))
+    across = [(float(weight), float(grid[i][at_depth])) for i, weight in enumerate(weights)]
+    said = [f"{name} {float(value):.4f}" for name, value in dev.items() if _finite(value)]
+    words = f"Chosen: weight {chosen['weight']:g}, depth {chosen['depth']:,}." + (
+        f" {metric} on dev: {', '.join(said)}." if said else ""
+    )
+    return BlendView(
+        arm_name(arm.removesuffix(_BLEND)),
+        metric,
+        words,
+        charts.lines(f"{metric} on dev against depth", drawn, level=level, log=True),
+        charts.lines(
+            f"{metric} on dev against the reranker's weight",
+            [Line(f"depth {depths[at_depth]:g}", across, at_weight)],
+            level=level,
+        ),
+    )
+
+
+def _dev(chosen: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The means on dev, which stand by themselves or beside the rest."""
+    found: Mapping[str, Any] = chosen.get("dev", chosen)
+    return {name: found[name] for name in ("retrieval", "reranked", "blended") if name in found}
+
+
+def _nearest(values: Sequence[float], wanted: float) -> int:
+    return min(range(len(values)), key=lambda place: abs(values[place] - wanted))
+
+
+def _distributions(view: ReportView) -> list[tuple[str, Plot]]:
+    """Scores of the relevant candidates and of the others, for each arm that a reranker made."""
+    arms = [arm for arm in _compared(view) if not arm.endswith(_BLEND) and arm not in _FUSED]
+    found = []
+    for arm in arms:
+        split: tuple[list[float], list[float]] = ([], [])
+        for query, hits in view.runs[arm].rankings.items():
+            grades = view.qrels.get(query, {})
+            for document, score in hits:
+                split[grades.get(document, 0) <= 0].append(score)
+        relevant, others = (_only_finite(scores) for scores in split)
+        if len(relevant) or len(others):
+            named = [("relevant", relevant), ("other candidates", others)]
+            found.append((arm_name(arm), charts.outlines(f"Scores of {arm_name(arm)}", named)))
+    return found
+
+
+def _only_finite(scores: Sequence[float]) -> Values:
+    values = np.asarray(scores, dtype=np.float64)
+    return values[np.isfinite(values)]
 
 
 class Curve(NamedTuple):
@@ -202,8 +339,8 @@ def _training(name: str, log: Sequence[Mapping[str, Any]]) -> Curve:
     ]
     return Curve(
         name=name,
-        loss=_curve("loss", _thinned(loss)) if loss else None,
-        dev=_curve(_label(metric), dev, dots=True, kept=kept) if dev else None,
+        loss=charts.curve("loss", charts.thinned(loss)) if loss else None,
+        dev=charts.curve(_label(metric), dev, dots=True, kept=kept) if dev else None,
         loss_rows=lines,
         dev_rows=[(int(step), f"{value:.4f}", place == kept) for place, (step, value) in enumerate(dev)],
         dev_metric=_label(metric) if metric else "",
@@ -211,6 +348,7 @@ def _training(name: str, log: Sequence[Mapping[str, Any]]) -> Curve:
 
 
 def _finite(value: object) -> bool:
+    """Whether it is a number that can be drawn."""
     return isinstance(value, (int, float)) and math.isfinite(value)
 
 
@@ -220,50 +358,6 @@ def _label(metric: str) -> str:
         return metrics.label(metric)
     except ConfigError:
         return metric
-
-
-def _curve(what: str, points: Sequence[Point], *, dots: bool = False, kept: int | None = None) -> Plot:
-    left, right, top, bottom = 52, 468, 12, 178
-    (low, high), last = _padded([y for _, y in points]), max(x for x, _ in points)
-    across, down = _scale(0, last, left, right), _scale(low, high, bottom, top)
-    places = [(across(x), down(y)) for x, y in points]
-    marks: list[dict[str, Any]] = [{"line": " ".join(f"{x},{y}" for x, y in places)}]
-    if dots:
-        marks += [{"x": x, "y": y, "kept": place == kept} for place, (x, y) in enumerate(places)]
-    said = f"From {points[0][1]:.4f} at step {points[0][0]:g} to {points[-1][1]:.4f} at step {points[-1][0]:g}."
-    if kept is not None:
-        said += f" The checkpoint of step {points[kept][0]:g} was kept, with {points[kept][1]:.4f}."
-    x_ticks = [(across(x), f"{x:,g}") for x in _nice(0, last, 5)]
-    y_ticks = [(down(y), f"{y:g}") for y in _nice(low, high, 6)]
-    return Plot(what, said, 480, 212, Ticks(x_ticks, y_ticks), marks)
-
-
-def _thinned(points: Sequence[Point]) -> list[Point]:
-    """At most `_POINTS` points: means of equal stretches, so that a long log keeps its shape."""
-    size = math.ceil(len(points) / _POINTS)
-    stretches = (points[start : start + size] for start in range(0, len(points), size))
-    return [(part[-1][0], sum(y for _, y in part) / len(part)) for part in stretches]
-
-
-def _histogram(differences: NDArray[np.float64], name: str) -> tuple[Plot, list[tuple[str, int]]]:
-    """How many queries won or lost how much, in steps of 0.1; those without a difference are no bar."""
-    left, right, top, bottom = 40, 628, 12, 158
-    edges = np.arange(-10, 11) / 10
-    moved = differences[differences != 0]
-    counts = np.histogram(moved, bins=edges)[0].tolist()
-    across, up = _scale(-1, 1, left, right), _scale(0, max(*counts, 1), bottom, top)
-    bins = [(float(start), int(count)) for start, count in zip(edges, counts, strict=False)]
-    marks = [
-        {"x": across(start) + 1, "width": (right - left) / 20 - 2, "y": up(count), "height": bottom - up(count)}
-        | {"trend": "up" if start >= 0 else "down"}
-        for start, count in bins
-    ]
-    wins, losses = int((moved > 0).sum()), int((moved < 0).sum())
-    said = f"{wins:,} queries won, {losses:,} lost, {len(differences) - len(moved):,} did not change."
-    x_ticks = [(across(place / 4), f"{place / 4:+g}" if place else "0") for place in range(-4, 5)]
-    y_ticks = [(up(count), f"{count:g}") for count in _nice(0, max(*counts, 1), 4) if count == int(count)]
-    rows = [(f"{start:+.1f} to {start + 0.1:+.1f}", count) for start, count in bins if count]
-    return Plot(name, said, 640, 192, Ticks(x_ticks, y_ticks), marks), rows
 
 
 # ---------------------------------------------------------------------------------------------- wins and losses
@@ -293,48 +387,151 @@ class Example(NamedTuple):
 
 
 class QueryView(NamedTuple):
-    """The arm that is held against the baseline, query by query."""
+    """The arm that is held against the baseline query by query, and the explorer of all arms.
+
+    `data` is JSON that may stand inside a script element: it holds no ``<``. `kinds` are the plain lists.
+    """
 
     arm: str
     baseline: str
     metric: str
     plot: Plot
     rows: list[tuple[str, int]]
+    scatter: Plot
     kinds: list[tuple[str, str, list[Example]]]
+    data: str
+    shown: int
+    total: int
 
 
 def _query_view(view: ReportView) -> QueryView | None:
-    """Wins and losses of one arm; None where there is no arm, or its run or the baseline's is not given."""
+    """Query by query; None where there is no arm, or its run or the baseline's is not given."""
     arm, baseline = _shown_arm(view), view.table["arms"][0]
     if arm is None or baseline not in view.runs:
         return None
     queries = metrics.judged_queries(view.qrels)
-    before, after = (metrics.per_query(view.runs[name], view.qrels, [PICKED_BY])[PICKED_BY] for name in (baseline, arm))
+    arms = [baseline, *_compared(view)]
+    values = {name: metrics.per_query(view.runs[name], view.qrels, [PICKED_BY])[PICKED_BY] for name in arms}
+    before, after = values[baseline], values[arm]
     differences = after - before
     order = np.argsort(-differences, kind="stable").tolist()
-    wins = [place for place in order if differences[place] > 0][: view.examples]
-    losses = [place for place in reversed(order) if differences[place] < 0][: view.examples]
+    few = min(view.examples, _STATIC)
+    wins = [place for place in order if differences[place] > 0][:few]
+    losses = [place for place in reversed(order) if differences[place] < 0][:few]
 
     def examples(places: Iterable[int]) -> list[Example]:
         return [_example(view, queries[place], (baseline, arm), (before[place], after[place])) for place in places]
 
-    plot, rows = _histogram(differences, f"{metrics.label(PICKED_BY)} of {arm_name(arm)} minus {arm_name(baseline)}")
+    label = metrics.label(PICKED_BY)
+    plot, rows = charts.histogram(differences, f"{label} of {arm_name(arm)} minus {arm_name(baseline)}")
+    points = charts.scatter(f"{label}: {arm_name(baseline)} across, {arm_name(arm)} upwards", before, after)
     kinds = [("wins", "Biggest wins", examples(wins)), ("losses", "Biggest losses", examples(losses))]
-    return QueryView(arm_name(arm), arm_name(baseline), metrics.label(PICKED_BY), plot, rows, kinds)
+    data, shown = _explorer(view, queries, values, arm)
+    return QueryView(
+        arm_name(arm), arm_name(baseline), label, plot, rows, points, kinds, data, shown, total=len(queries)
+    )
+
+
+def _compared(view: ReportView) -> list[str]:
+    """The arms beside the baseline whose runs are here."""
+    return [arm for arm in view.table["arms"][1:] if arm in view.runs]
 
 
 def _shown_arm(view: ReportView) -> str | None:
-    """fine-tuned, or else the last arm that a training made, or else the last arm."""
-    arms = [arm for arm in view.table["arms"][1:] if arm in view.runs]
-    trained = [arm for arm in arms if arm in view.trainings]
-    return "finetuned" if "finetuned" in arms else next(reversed(trained or arms), None)
+    """The verdict's arm, or fine-tuned, or the last that a training made, or the last; blended, if it is that too."""
+    arms = _compared(view)
+    own = [arm for arm in arms if not arm.endswith(_BLEND) and arm not in _FUSED]
+    trained = [arm for arm in own if arm in view.trainings]
+    arm = "finetuned" if "finetuned" in own else next(reversed(trained or own or arms), None)
+    told = (view.verdict or {}).get("arm")
+    arm = told if told in arms else arm
+    return f"{arm}{_BLEND}" if f"{arm}{_BLEND}" in arms else arm
+
+
+# ---------------------------------------------------------------------------------------------- the explorer
+
+
+def _explorer(view: ReportView, queries: Sequence[str], values: Mapping[str, Values], arm: str) -> tuple[str, int]:
+    """The explorer's JSON, and how many queries it holds: those with the largest gain or loss of any arm first.
+
+    Documents stand once. It ends before the query that would take it beyond `BUDGET`.
+    """
+    baseline, *arms = values
+    moved = np.max([np.abs(values[name] - values[baseline]) for name in arms], axis=0)
+    places: dict[str, int] = {}
+    documents: list[str] = []
+    kept: list[str] = []
+    room = BUDGET
+    for place in np.argsort(-moved, kind="stable").tolist():
+        fresh: list[str] = []
+        own = {name: float(values[name][place]) for name in values}
+        text = _inside_script(_query_data(view, queries[place], own, places, fresh))
+        texts = [_inside_script([document, _text(view, document)]) for document in fresh]
+        room -= sum(len(part.encode()) + 1 for part in (text, *texts))
+        if room < 0:
+            break
+        kept.append(text)
+        documents += texts
+    told = {
+        "baseline": arm_name(baseline),
+        "metric": metrics.label(PICKED_BY),
+        "arms": [arm_name(name) for name in arms],
+        "first": arms.index(arm),
+        "total": len(queries),
+    }
+    start = _inside_script(told).removesuffix("}")
+    return f'{start},"docs":[{",".join(documents)}],"queries":[{",".join(kept)}]}}', len(kept)
+
+
+def _query_data(
+    view: ReportView, query: str, values: Mapping[str, float], places: dict[str, int], fresh: list[str]
+) -> dict[str, Any]:
+    """One query: `v` its value in each arm, `b` the baseline's list, and for each arm `a` its list and `n` where the
+    baseline's documents went. A hit is [document, score, grade or null, former rank or 0]. New documents join
+    `places` and `fresh`.
+    """
+    baseline, *arms = values
+    grades = view.qrels[query]
+    was = _ranks(view.runs[baseline], query)
+
+    def hits(arm: str) -> Iterator[list[Any]]:
+        for document, score in view.runs[arm].rankings.get(query, ())[:SHOWN]:
+            if document not in places:
+                places[document] = len(places)
+                fresh.append(document)
+            told = round(score, 4) if math.isfinite(score) else None
+            yield [places[document], told, grades.get(document), was.get(document, 0)]
+
+    before = list(hits(baseline))
+    first = view.runs[baseline].documents(query)[:SHOWN]
+    now = [_ranks(view.runs[arm], query) for arm in arms]
+    return {
+        "id": query,
+        "q": _clip(view.queries.get(query, "") or query),
+        "r": sum(grade > 0 for grade in grades.values()),
+        "v": [round(value, 4) for value in values.values()],
+        "b": before,
+        "a": [list(hits(arm)) for arm in arms],
+        "n": [[ranks.get(document, 0) for document in first] for ranks in now],
+    }
+
+
+def _ranks(run: Run, query: str) -> dict[str, int]:
+    return {document: rank for rank, document in enumerate(run.documents(query), start=1)}
+
+
+def _inside_script(value: object) -> str:
+    """JSON without ``<``, so that no text can end the script element that holds it."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+
+
+# ---------------------------------------------------------------------------------------------- plain lists
 
 
 def _example(view: ReportView, query: str, arms: tuple[str, str], values: tuple[float, float]) -> Example:
     before, after = (view.runs[arm] for arm in arms)
     grades = view.qrels[query]
-    was = {document: rank for rank, document in enumerate(before.documents(query), start=1)}
-    now = {document: rank for rank, document in enumerate(after.documents(query), start=1)}
+    was, now = _ranks(before, query), _ranks(after, query)
     lists = [
         [_hit(view, hit, grades, _went(now.get(hit[0]))) for hit in before.rankings.get(query, ())[:SHOWN]],
         [
@@ -357,7 +554,7 @@ def _hit(view: ReportView, hit: tuple[str, float], grades: Mapping[str, int], mo
     document, score = hit
     grade = grades.get(document)
     mark = "unjudged" if grade is None else "relevant" if grade > 0 else "negative"
-    return Hit(document, _clip(view.documents.get(document, "") or document), f"{score:.3f}", mark, *move)
+    return Hit(document, _text(view, document), f"{score:.3f}", mark, *move)
 
 
 def _came(was: int | None, rank: int) -> tuple[str, str]:
@@ -370,6 +567,10 @@ def _came(was: int | None, rank: int) -> tuple[str, str]:
 
 def _went(now: int | None) -> tuple[str, str]:
     return ("gone", "") if now is None else (f"now {now}", "")
+
+
+def _text(view: ReportView, document: str) -> str:
+    return _clip(view.documents.get(document, "") or document)
 
 
 def _clip(text: str) -> str:
