@@ -217,12 +217,63 @@ class RerankSection(Section):
     )
     max_length: int = Field(512, ge=8, description="tokens of a pair")
     precision: Precision = Field("auto", description="auto: fp32, the reference")
+    both_orders: bool = Field(
+        False, description="score (query, document) and (document, query), and average: for symmetric tasks"
+    )
+    dev_queries: int = Field(300, ge=0, description="dev queries reranked too, for `blend` to choose on; 0: none")
 
     @field_validator("arms")
     @classmethod
     def _plain_names(cls, arms: dict[str, str] | None) -> dict[str, str] | None:
         _refuse_odd_names(arms or ())
         return arms
+
+
+class BlendSection(Section):
+    """The convex combination of the reranker's score with the retriever's: weight and depth are chosen on dev."""
+
+    metric: str = Field("ndcg@10", description="the metric that chooses, on dev")
+    steps: int = Field(20, ge=1, description="weights tried: 0, 1/steps, …, 1")
+    depths: list[int] = Field(
+        default_factory=lambda: [5, 10, 20, 50, 100], min_length=1, description="depths tried, beside rerank.depth"
+    )
+
+    @field_validator("depths")
+    @classmethod
+    def _from_one(cls, depths: list[int]) -> list[int]:
+        if min(depths) < 1:
+            raise ValueError("a depth is 1 or more")
+        return sorted(set(depths))
+
+
+class GeneralSection(Section):
+    """A collection of another kind, reranked by every arm: what did fine-tuning forget?"""
+
+    source: str = Field("docstrings:", description="KIND:LOCATION, as in data.source")
+    queries: int = Field(100, ge=1, description="a seeded sample of its test queries")
+    depth: int = Field(20, ge=2, description="BM25 candidates a query")
+    metric: str = Field("ndcg@10", description="what is compared")
+    max_length: int = Field(128, ge=8, description="tokens of a pair")
+
+
+class DiagnoseSection(Section):
+    """Why does reranking hurt? The checks H1 to H15 and the ladder."""
+
+    arm: str | None = Field(None, description="the arm examined (default: finetuned, else the last trained one)")
+    metric: str = Field("ndcg@10", description="whose gap the ladder explains")
+    sample: int = Field(100, ge=1, description="queries at most, for checks that score pairs")
+    resamples: int = Field(1000, ge=100, description="of the intervals")
+
+
+class VerdictSection(Section):
+    """Should it ship? Decided on the measured split by a paired test; everything else was chosen on dev."""
+
+    metric: str = Field("ndcg@10", description="the metric that decides; one of evaluate.metrics")
+    level: float = Field(0.05, gt=0, lt=0.5, description="of the test, after Holm over all arms compared")
+    worthwhile: float = Field(0.01, ge=0, description="the smallest gain that is worth a reranker")
+    permutations: int = Field(10000, ge=100, description="draws of the paired randomisation test")
+    resamples: int = Field(2000, ge=100, description="of the interval")
+    tolerance: float = Field(0.01, ge=0, description="a larger loss on the general collection is told as lost")
 
 
 class EvaluateSection(Section):
@@ -256,7 +307,11 @@ class Experiment(Section):
     train: dict[str, Training] = Field(default_factory=dict, description="name -> training")
     merge: MergeSection | None = Field(None, description="models averaged")
     rerank: RerankSection | None = Field(None, description="the arms")
+    blend: BlendSection | None = Field(default_factory=BlendSection)
+    general: GeneralSection | None = Field(None, description="what fine-tuning forgot, on another collection")
     evaluate: EvaluateSection | None = Field(default_factory=EvaluateSection)
+    diagnose: DiagnoseSection | None = Field(default_factory=DiagnoseSection)
+    verdict: VerdictSection | None = Field(default_factory=VerdictSection)
     report: ReportSection | None = Field(default_factory=ReportSection)
 
     @field_validator("retrieve", "train")

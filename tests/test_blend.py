@@ -1,0 +1,83 @@
+"""The blend is chosen on dev, and ends where the reranker or the retriever is better alone."""
+
+import numpy as np
+import pytest
+
+from rankwright.core import Run
+from rankwright.errors import DataError
+from rankwright.rooms.blend import blend, blended, fuse, fused
+from rankwright.sections import BlendSection
+from rankwright.toolbox.metrics import per_query
+
+SECTION = BlendSection()
+
+
+def world(signal, noise, queries=60, width=20, seed=0):
+    """Candidates of which three are relevant; each run sees them through its own noise."""
+    rng = np.random.default_rng(seed)
+    runs, qrels = [{}, {}], {}
+    for number in range(queries):
+        labels = np.zeros(width)
+        labels[rng.choice(width, size=3, replace=False)] = 1
+        for run, strength, blur in zip(runs, signal, noise, strict=True):
+            values = strength * labels + blur * rng.normal(size=width)
+            run[f"q{number}"] = {f"d{place:02}": float(value) for place, value in enumerate(values)}
+        qrels[f"q{number}"] = {f"d{place:02}": int(label) for place, label in enumerate(labels)}
+    return *(Run.from_scores(run) for run in runs), qrels
+
+
+def test_two_signals_with_noise_of_their_own_are_blended_and_beat_both():
+    choice = blend(*world((1, 1), (0.7, 0.7)), SECTION, depth=20)
+    assert 0 < choice.weight < 1
+    assert choice.blended > max(choice.retrieval, choice.reranked)
+
+
+def test_a_reranker_that_knows_everything_takes_the_whole_order():
+    choice = blend(*world((1, 1), (2, 0.01)), SECTION, depth=20)
+    assert choice.blended == pytest.approx(1.0)
+    assert choice.reranked == pytest.approx(1.0)
+    assert choice.depth == 20
+
+
+def test_a_reranker_that_knows_nothing_gets_weight_0_or_next_to_it_and_the_retriever_stays():
+    retrieved, reranked, qrels = world((1, -1), (0.3, 0.3))
+    choice = blend(retrieved, reranked, qrels, SECTION, depth=20)
+    assert choice.weight == 0
+    assert blended(retrieved, reranked, choice, depth=20) == retrieved
+
+
+def test_the_grid_holds_what_the_measured_run_gives():
+    retrieved, reranked, qrels = world((1, 1), (0.7, 0.7))
+    choice = blend(retrieved, reranked, qrels, SECTION, depth=20)
+    run = blended(retrieved, reranked, choice, depth=20)
+    value = per_query(run, qrels, ["ndcg@10"])["ndcg@10"].mean()
+    assert value == pytest.approx(choice.blended)
+    assert np.max(choice.grid) == pytest.approx(choice.blended)
+
+
+def test_depths_end_at_what_was_reranked():
+    assert blend(*world((1, 1), (0.7, 0.7)), SECTION, depth=12).depths == (5, 10, 12)
+
+
+def test_queries_without_labels_are_blended_too():
+    retrieved, reranked, qrels = world((1, 1), (0.7, 0.7))
+    choice = blend(retrieved, reranked, {"q1": qrels["q1"]}, SECTION, depth=20)
+    assert set(blended(retrieved, reranked, choice, depth=20).rankings) == set(retrieved.rankings)
+
+
+def test_no_judged_dev_query_is_refused():
+    retrieved, reranked, _ = world((1, 1), (0.7, 0.7))
+    with pytest.raises(DataError, match="no dev query"):
+        blend(retrieved, reranked, {"q0": {"d00": 0}}, SECTION, depth=20)
+
+
+def test_two_retrievers_are_fused_with_weights_from_dev_and_one_is_not():
+    first, second, qrels = world((1, 1), (0.7, 0.9))
+    tuned = fuse({"dense": first, "bm25": second}, qrels, "ndcg@10")
+    assert fuse({"dense": first}, qrels, "ndcg@10") is None
+    assert sum(tuned.weights.values()) == pytest.approx(1)
+    alone = [per_query(run, qrels, ["ndcg@10"])["ndcg@10"].mean() for run in (first, second)]
+    assert tuned.fused >= max(alone)
+    runs = fused({"dense": first, "bm25": second}, tuned)
+    assert per_query(runs["fused"], qrels, ["ndcg@10"])["ndcg@10"].mean() == pytest.approx(tuned.fused)
+    assert per_query(runs["rrf"], qrels, ["ndcg@10"])["ndcg@10"].mean() == pytest.approx(tuned.rrf)
