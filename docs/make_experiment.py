@@ -14,7 +14,8 @@ from rankwright import sections
 PAGE = Path(__file__).with_name("experiment.md")
 HEAD = """# The experiment file
 
-Every key with its default. A section that is missing skips its room; `evaluate` and `report` have defaults. Unknown
+Every key with its default. A section that is missing skips its room; `blend`, `evaluate`,
+`diagnose`, `verdict` and `report` have defaults. Unknown
 keys are refused. This page is made by `python docs/make_experiment.py`; a test sees that it is up to date.
 """
 PARTS = (
@@ -31,7 +32,11 @@ PARTS = (
     ("train: {NAME: {lora}}", sections.LoraSection, None),
     ("merge", sections.MergeSection, None),
     ("rerank", sections.RerankSection, None),
+    ("blend", sections.BlendSection, None),
+    ("general", sections.GeneralSection, None),
     ("evaluate", sections.EvaluateSection, None),
+    ("diagnose", sections.DiagnoseSection, None),
+    ("verdict", sections.VerdictSection, None),
     ("report", sections.ReportSection, None),
 )
 

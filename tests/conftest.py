@@ -117,7 +117,10 @@ def experiment_of(rows: Path, encoder: Path) -> dict[str, Any]:
         },
         "merge": {"models": ["base", "finetuned"]},
         "rerank": {"depth": 10, "precision": "fp32"},
+        "general": {"source": f"rows:{rows}", "queries": 4, "depth": 5},
         "evaluate": {"metrics": ["mrr@10", "recall@1", "ndcg@10"], "bootstrap": 100, "permutations": 100},
+        "diagnose": {"sample": 4, "resamples": 100},
+        "verdict": {"permutations": 200, "resamples": 100},
         "report": {"examples": 2},
     }
 

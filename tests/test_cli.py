@@ -15,7 +15,10 @@ from rankwright import api, cli, errors
 from rankwright.config import load_experiment
 from rankwright.version import __version__
 
-STAGES = ["data", "retrieve", "mine", "train/distilled", "train/finetuned", "merge", "rerank", "evaluate", "report"]
+STAGES = [
+    *("data", "retrieve", "mine", "train/distilled", "train/finetuned", "merge", "rerank"),
+    *("blend", "general", "evaluate", "diagnose", "verdict", "report"),
+]
 COMMANDS = list(typer.main.get_command(cli.app).commands)
 
 
@@ -226,7 +229,7 @@ def test_one_room_runs_is_reused_and_shows_in_status(rankwright, tiny_file):
     assert re.search(r"data +done +\d+\.\d s$", states["data"])
     assert states["retrieve"].endswith("not begun")
     listed = json.loads(rankwright("status", "runs/tiny", "--json")[1])
-    assert [stage["state"] for stage in listed["stages"]] == ["done", *["not begun"] * 8]
+    assert [stage["state"] for stage in listed["stages"]] == ["done", *["not begun"] * 12]
 
 
 def test_runs_can_be_kept_elsewhere(rankwright, tiny_file):
@@ -237,7 +240,7 @@ def test_runs_can_be_kept_elsewhere(rankwright, tiny_file):
 
 
 def test_the_whole_walk_ends_with_the_table_and_the_page(rankwright, tiny_file):
-    fast = ["--set", "train.finetuned.epochs=1", "--set", "evaluate.metrics=[mrr@10]"]
+    fast = ["--set", "train.finetuned.epochs=1", "--set", "evaluate.metrics=[mrr@10]", "--set", "verdict.metric=mrr@10"]
     code, out, err = rankwright("run", tiny_file, *fast)
     assert code == 0
     for told in ("MRR@10", "retrieval", "+ base", "+ fine-tuned", "+ merged", "s in all: data "):
@@ -347,3 +350,39 @@ def test_init_overwrites_only_by_force(rankwright):
 def test_init_never_takes_a_folder_for_its_file(rankwright):
     Path("folder").mkdir()
     assert rankwright("init", "seealso:", "--out", "folder", "--force")[0] == 2
+
+
+# --------------------------------------------------------------------------------------------- verdict
+
+
+def test_an_unwanted_verdict_has_an_exit_code_of_its_own(rankwright, finished_copy):
+    run = finished_copy / "tiny"
+    found = json.loads((run / "verdict/verdict.json").read_text())
+    code, out, _ = rankwright("verdict", run, "--fail-unless", found["slug"])
+    assert code == 0
+    assert found["lines"][0] in out
+    others = ",".join({"ship", "blend", "keep", "inconclusive"} - {found["slug"]})
+    code, _, err = rankwright("run", run, "--fail-unless", others)
+    assert code == 8
+    assert f"the verdict is {found['word']}" in err
+
+
+def test_a_verdict_that_does_not_exist_is_refused_before_any_work(rankwright, tiny_file):
+    code, _, err = rankwright("run", tiny_file, "--fail-unless", "shp")
+    assert code == 2
+    assert "ship,blend,keep,inconclusive" in err
+    assert not Path("runs").exists()
+
+
+def test_a_finished_run_is_diagnosed_by_its_folder(rankwright, finished_copy):
+    code, out, _ = rankwright("diagnose", finished_copy / "tiny")
+    assert code == 0
+    assert "of the gap" in out or "no gap" in out.lower()
+    told = json.loads(rankwright("diagnose", finished_copy / "tiny", "--json")[1])
+    assert len(told["findings"]) == 16
+
+
+def test_a_run_and_files_together_are_refused(rankwright, finished_copy):
+    code, _, err = rankwright("diagnose", finished_copy / "tiny", "--qrels", "q.txt")
+    assert code == 2
+    assert "not both" in err

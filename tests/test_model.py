@@ -424,3 +424,45 @@ def test_an_older_folder_is_never_half_there(tmp_path, tiny_reranker, monkeypatc
     reranker.save(tmp_path / "m", card="new")
     assert seen
     assert all(files == whole for files in seen)
+
+
+# ----------------------------------------------------------------------------------------------- the blend
+
+
+def _with_blend(tiny_reranker, folder, **blend):
+    shutil.copytree(tiny_reranker, folder)
+    (folder / "rankwright.json").write_text(json.dumps({"blend": blend}))
+    return Reranker.load(folder, device="cpu")
+
+
+DOCUMENTS = ["red apple", "old boat", "green pear", "fast train"]
+
+
+def test_a_saved_blend_is_applied_to_the_retrievers_scores(tiny_reranker, tmp_path):
+    reranker = _with_blend(tiny_reranker, tmp_path / "m", weight=0.4, depth=4, normalisation="z")
+    retrieved = [0.9, 0.1, 0.5, 0.3]
+    logits = reranker.score([("red", document) for document in DOCUMENTS])
+    both = [(np.asarray(scores) - np.mean(scores)) / np.std(scores) for scores in (retrieved, logits.astype(float))]
+    wanted = 0.6 * both[0] + 0.4 * both[1]
+    ranked = reranker.rank("red", DOCUMENTS, retriever=retrieved)
+    assert [place for place, _ in ranked] == np.argsort(-wanted, kind="stable").tolist()
+    np.testing.assert_allclose([score for _, score in ranked], np.sort(wanted)[::-1], atol=1e-6)
+
+
+def test_weight_0_keeps_the_retrievers_order_and_depth_leaves_the_rest_underneath(tiny_reranker, tmp_path):
+    keeps = _with_blend(tiny_reranker, tmp_path / "a", weight=0.0, depth=4, normalisation="z")
+    assert [place for place, _ in keeps.rank("red", DOCUMENTS, retriever=[1, 4, 3, 2])] == [1, 2, 3, 0]
+    two = _with_blend(tiny_reranker, tmp_path / "b", weight=1.0, depth=2, normalisation="z")
+    ranked = two.rank("red", DOCUMENTS, retriever=[1, 4, 3, 2])
+    assert {place for place, _ in ranked[:2]} == {1, 2}
+    assert [place for place, _ in ranked[2:]] == [3, 0]
+    assert [score for _, score in ranked] == sorted((score for _, score in ranked), reverse=True)
+
+
+def test_a_blend_that_was_not_saved_and_scores_that_are_too_few_are_refused(tiny_reranker, tmp_path):
+    plain = Reranker.load(tiny_reranker, device="cpu")
+    with pytest.raises(ModelError, match="no blend was saved"):
+        plain.rank("red", DOCUMENTS, retriever=[1, 2, 3, 4])
+    blended = _with_blend(tiny_reranker, tmp_path / "m", weight=0.4, depth=4, normalisation="z")
+    with pytest.raises(ValueError, match="4 documents and 1 scores"):
+        blended.rank("red", DOCUMENTS, retriever=[1])

@@ -220,7 +220,8 @@ def test_the_table_has_the_notebook_s_four_arms_and_seven_metrics(notebook):
 
 
 def test_every_room_ran_and_the_report_is_there(notebook):
-    stages = ["data", "retrieve", "mine", "train/finetuned", "merge", "rerank", "evaluate", "report"]
+    stages = ["data", "retrieve", "mine", "train/finetuned", "merge", "rerank"]
+    stages += ["blend", "general", "evaluate", "diagnose", "verdict", "report"]
     assert [(outcome.stage, outcome.action) for outcome in notebook.result.outcomes] == [
         (stage, "ran") for stage in stages
     ]
@@ -380,7 +381,8 @@ def test_a_second_run_reuses_everything(notebook):
 def test_scidocs_best_runs_on_the_same_rows(given, tmp_path):
     validation, test, _, _, overrides = given
     result = api.run("scidocs-best", overrides=overrides, runs=tmp_path)
-    assert result.table["arms"] == ["retrieval", "base", "finetuned", "merged"]
+    arms = ["base", "finetuned", "merged"]
+    assert result.table["arms"] == ["retrieval", *arms, *(f"{arm}-blend" for arm in arms)]
     assert [row["metric"] for row in result.table["rows"]] == [metric for metric in METRICS if metric != "map"]
     assert result.report
     documents = [row["text"] for row in json_lines(result.folder / "data" / "corpus.jsonl")]

@@ -19,8 +19,9 @@ from rankwright.toolbox.formats import beir, flag, trec
 
 STAGES = (
     *("data", "retrieve", "mine", "train/distilled", "train/finetuned", "merge"),
-    *("rerank", "evaluate", "report"),
+    *("rerank", "blend", "general", "evaluate", "diagnose", "verdict", "report"),
 )
+RERANKED, JUDGED = set(STAGES[6:]), set(STAGES[9:])
 
 
 def changed(values, **changes):
@@ -59,15 +60,27 @@ def test_a_run_leaves_every_rooms_box_in_a_format_that_the_field_reads(finished)
         assert (run / model / "model/model.safetensors").exists()
         assert not (run / model / "checkpoints").exists()
     assert {file.name for file in (run / "rerank").glob("*.run")} == {
-        f"{arm}.test.run" for arm in ("base", "finetuned", "merged")
+        f"{arm}.{split}.run" for arm in ("base", "finetuned", "merged") for split in ("dev", "test")
     }
+    assert {file.name for file in (run / "blend").glob("*.run")} == {
+        f"{arm}-blend.test.run" for arm in ("base", "finetuned", "merged")
+    }
+    blends = json.loads((run / "blend/choices.json").read_text())["arms"]
+    for arm, model in {"finetuned": "train/finetuned", "base": "train/distilled", "merged": "merge"}.items():
+        kept = json.loads((run / model / "model/rankwright.json").read_text())
+        assert kept["blend"] == {word: blends[arm][word] for word in ("weight", "depth", "normalisation")}
+    assert len(json.loads((run / "diagnose/findings.json").read_text())["findings"]) == 16
+    verdict = json.loads((run / "verdict/verdict.json").read_text())
+    assert verdict["slug"] in ("ship", "blend", "keep", "inconclusive")
+    assert verdict["general"] in ("kept", "lost")
     table = json.loads((run / "evaluate/table.json").read_text())
-    assert table["arms"] == ["retrieval", "base", "finetuned", "merged"]
+    reranked = ["base", "finetuned", "merged"]
+    assert table["arms"] == ["retrieval", *reranked, *(f"{arm}-blend" for arm in reranked)]
     assert [row["metric"] for row in table["rows"]] == ["mrr@10", "recall@1", "ndcg@10"]
-    assert len({cell["mean"] for cell in table["rows"][2]["cells"]}) == 4, "the arms should differ"
+    assert len({cell["mean"] for cell in table["rows"][2]["cells"][:4]}) == 4, "the arms should differ"
     assert "| metric |" in (run / "evaluate/table.md").read_text()
-    assert len(json.loads((run / "evaluate/tests.json").read_text())) == 3 * (3 + 2)
-    assert parquet.read_table(run / "evaluate/per_query.parquet").num_rows == 10 * 4
+    assert len(json.loads((run / "evaluate/tests.json").read_text())) == 3 * (6 + 5)
+    assert parquet.read_table(run / "evaluate/per_query.parquet").num_rows == 10 * 7
     assert "<html" in (run / "report/index.html").read_text()
 
 
@@ -105,10 +118,10 @@ AFTER_MINE = set(STAGES[2:])
     [
         ({}, set()),
         ({"report__examples": 1}, {"report"}),
-        ({"evaluate__bootstrap": 200}, {"evaluate", "report"}),
-        ({"rerank__depth": 5}, {"rerank", "evaluate", "report"}),
-        ({"merge__weights": [0.4, 0.6]}, {"merge", "rerank", "evaluate", "report"}),
-        ({"train__finetuned__epochs": 1}, {"train/finetuned", "merge", "rerank", "evaluate", "report"}),
+        ({"evaluate__bootstrap": 200}, JUDGED),
+        ({"rerank__depth": 5}, RERANKED),
+        ({"merge__weights": [0.4, 0.6]}, {"merge", *RERANKED}),
+        ({"train__finetuned__epochs": 1}, {"train/finetuned", "merge", *RERANKED}),
         ({"train__distilled__epochs": 2}, set(STAGES[3:])),
         ({"mine__negatives": 2}, AFTER_MINE),
         ({"retrieve__dense__depth": 15}, set(STAGES[1:])),
@@ -117,12 +130,12 @@ AFTER_MINE = set(STAGES[2:])
         ({"device": "auto"}, set()),
         ({"train__finetuned__seed": 3}, set()),
         ({"merge__models": ["base", "finetuned"]}, set()),
-        ({"merge__models": ["finetuned", "base"]}, {"merge", "rerank", "evaluate", "report"}),
+        ({"merge__models": ["finetuned", "base"]}, {"merge", *RERANKED}),
         ({"train__distilled__loss": {"kl": 1}}, set()),
         ({"rerank__arms": {"base": "distilled", "finetuned": "finetuned", "merged": "merged"}}, set()),
         (
             {"rerank__arms": {"finetuned": "finetuned", "base": "distilled", "merged": "merged"}},
-            {"rerank", "evaluate", "report"},
+            RERANKED,
         ),
         ({"retrieve__words": {"kind": "bm25"}}, set(STAGES[1:])),
         ({"mine": None, "train": {}, "merge": None, "rerank": None}, {"evaluate", "report"}),
@@ -138,7 +151,7 @@ def test_the_reason_is_the_changed_key_and_then_the_stage_before(finished, tiny_
     assert plan["mine"] == ("run", "mine.negatives: 3 -> 2")
     assert plan["train/distilled"] == ("run", "mine is new")
     assert plan["train/finetuned"] == ("run", "mine is new; train/distilled is new")
-    assert plan["report"][1] == "evaluate is new; train/distilled is new; and 1 more"
+    assert plan["report"][1] == "blend is new; diagnose is new; and 4 more"
 
 
 def test_a_dry_run_of_what_was_never_run_runs_all_and_touches_nothing(tmp_path, tiny_experiment):

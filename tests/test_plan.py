@@ -81,7 +81,7 @@ def test_the_splits_that_the_data_must_have_are_those_that_something_reads():
         ({"merge": {"models": ["base", "finetuned"]}}, "merge.models: there is no training that 'base' could mean"),
         ({"train": {"a": {}}, "merge": {"models": ["a", "merged"]}}, "the merge cannot be made of itself"),
         ({"rerank": {"arms": {"one": "merged"}}}, "rerank.arms.one: there is no merge section"),
-        ({"rerank": {"arms": {"retrieval": "offline"}}}, "'retrieval' is the retriever's own column"),
+        ({"rerank": {"arms": {"retrieval": "offline"}}}, "'retrieval' is a column that rankwright makes itself"),
         ({"rerank": {"candidates": "bm52"}}, "rerank.candidates: there is no retriever 'bm52'; did you mean bm25?"),
         ({"mine": {"candidates": "x"}}, "the retrievers are dense, bm25"),
         (

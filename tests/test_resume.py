@@ -74,7 +74,7 @@ for line in sys.stdin:
 
 STAGES = (
     *("data", "retrieve", "mine", "train/distilled", "train/finetuned", "merge"),
-    *("rerank", "evaluate", "report"),
+    *("rerank", "blend", "general", "evaluate", "diagnose", "verdict", "report"),
 )
 
 KILLS = {

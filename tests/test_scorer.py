@@ -10,7 +10,7 @@ import pytest
 from rankwright.errors import ConfigError, ModelError
 from rankwright.toolbox import engine
 from rankwright.toolbox.model import Reranker
-from rankwright.toolbox.scorer import CachedScorer
+from rankwright.toolbox.scorer import CachedScorer, both_orders, pair_lengths
 
 PAIRS = [(f"query {number % 3} red", f"apple {number} green graph") for number in range(10)]
 
@@ -171,3 +171,18 @@ def test_a_pair_that_is_cut_shorter_than_asked_is_said_aloud(tiny_reranker, tmp_
     scorer(tiny_reranker, tmp_path, max_length=512)(PAIRS)
     assert len(said) == 1
     assert "64 tokens" in said[0]
+
+
+def test_both_orders_are_averaged(tiny_reranker, tmp_path):
+    scorer = CachedScorer(tiny_reranker, cache=tmp_path, device="cpu", max_length=32)
+    forth, back = scorer([("red", "old boat")]), scorer([("old boat", "red")])
+    np.testing.assert_allclose(both_orders(scorer)([("red", "old boat")]), (forth + back) / 2)
+
+
+def test_pair_lengths_are_those_of_the_models_own_tokenizer(tiny_reranker):
+    from transformers import AutoTokenizer
+
+    pairs = [("red apple", "old boat of a plum"), ("red apple", "a " * 80)]
+    tokenizer = AutoTokenizer.from_pretrained(tiny_reranker)
+    wanted = [len(tokenizer(*pair, truncation=False)["input_ids"]) for pair in pairs]
+    assert pair_lengths(tiny_reranker)(pairs).tolist() == wanted

@@ -19,9 +19,10 @@ _WHERE = {
     **dict.fromkeys(("run", "check", "load", "shipped", "Result", "Checked"), "api"),
     **dict.fromkeys(("Collection", "Group", "Qrels", "Run"), "core"),
     **dict.fromkeys(("Experiment",), "sections"),
-    **{
-        room: f"rooms.{room}" for room in ("data", "retrieve", "mine", "train", "merge", "rerank", "evaluate", "report")
-    },
+    **{room: f"rooms.{room}" for room in ("data", "retrieve", "mine", "train", "merge", "rerank")},
+    **{room: f"rooms.{room}" for room in ("blend", "general", "evaluate", "diagnose", "verdict", "report")},
+    "Case": "rooms.diagnose",
+    "diagnose_files": "api",
     **dict.fromkeys(("RetrieveContext", "pair_scorer"), "rooms.retrieve"),
     **dict.fromkeys(("DevSet", "Workbench"), "rooms.train"),
     "ReportView": "rooms.report",

@@ -18,12 +18,16 @@ from typing import Any
 
 from rankwright import config
 from rankwright.boxes import refuse_missing_split
+from rankwright.core import Collection
 from rankwright.errors import ConfigError
 from rankwright.forecast import Work, forecast
 from rankwright.pipeline import Outcome, Walk
 from rankwright.rooms.data import DataReport, data
+from rankwright.rooms.diagnose import Case, Diagnosis, diagnose
 from rankwright.sections import Experiment
 from rankwright.toolbox import progress
+from rankwright.toolbox.formats import trec
+from rankwright.toolbox.metrics import measure_name
 from rankwright.toolbox.table import Table
 
 
@@ -34,6 +38,8 @@ class Result:
     folder: Path
     outcomes: list[Outcome]
     table: Table | None
+    verdict: Mapping[str, Any] | None = None
+    """word, slug (ship, blend, keep, inconclusive), lines and numbers, if the walk came to a verdict"""
 
     @property
     def report(self) -> Path | None:
@@ -59,12 +65,14 @@ def shipped() -> list[str]:
 
 
 def load(experiment: str | Path, overrides: Sequence[str] = ()) -> tuple[Experiment, str]:
-    """An experiment by its file or, if no such file is there, by the name of a shipped one; and the file's text.
+    """An experiment by its file, its run folder, or the name of a shipped one; and the file's text.
 
     Raises:
         ConfigError: neither; or the file cannot be understood.
     """
     path = Path(experiment)
+    if (path / "resolved.yaml").is_file():
+        path = path / "resolved.yaml"  # a run folder
     if not path.exists() and path.parent == Path():
         there = _shipped_folder() / f"{path.name.removesuffix('.yaml')}.yaml"
         if not there.is_file():
@@ -93,11 +101,53 @@ def run(
         RankwrightError: of any kind. What was done before stays.
     """
     resolved, source = _resolve(experiment, overrides)
+    if isinstance(experiment, (str, Path)) and (Path(experiment) / "resolved.yaml").is_file():
+        runs, source = Path(experiment).resolve().parent, None  # a run folder: go on there, and keep its first page
     walk = Walk(resolved, Path(runs))
     with progress.silenced(quiet):
         outcomes = walk.run(until, source=source)
-    reached = any(outcome.stage == "evaluate" for outcome in outcomes)
-    return Result(walk.folder.root, outcomes, walk.boxes.table() if reached else None)
+    reached = {outcome.stage for outcome in outcomes}
+    table = walk.boxes.table() if "evaluate" in reached else None
+    return Result(
+        walk.folder.root,
+        outcomes,
+        table,
+        walk.boxes.values("verdict", "verdict.json") if "verdict" in reached else None,
+    )
+
+
+def diagnose_files(
+    candidates: str | Path,
+    reranked: str | Path,
+    qrels: str | Path,
+    *,
+    texts: tuple[str | Path | None, str | Path | None] = (None, None),
+    depth: int | None = None,
+    metric: str = "ndcg@10",
+) -> Diagnosis:
+    """Diagnose anybody's runs, with no model: TREC runs of the retriever and the reranker, and qrels.
+
+    `texts` are the files of queries and corpus (TSV or JSONL), for the checks that read texts. `depth` candidates count
+    as reranked (default: all).
+
+    Raises:
+        DataError: files that cannot be read, a document twice, NaN scores; runs and qrels that share no query.
+    """
+    before, after = trec.read_run(candidates), trec.read_run(reranked)
+    judged = trec.read_qrels(qrels)
+    queries, documents = (trec.read_texts(path) if path else {} for path in texts)
+    widest = max((len(hits) for hits in before.rankings.values()), default=1)
+    measure_name(metric)
+    return diagnose(
+        Case(
+            retrieved=before,
+            reranked=after,
+            qrels=judged,
+            depth=depth or widest,
+            metric=metric,
+            collection=Collection(documents, queries, {"test": judged}),
+        )
+    )
 
 
 def check(experiment: str | Path | Experiment | Mapping[str, Any], *, overrides: Sequence[str] = ()) -> Checked:

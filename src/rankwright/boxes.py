@@ -6,7 +6,11 @@
     train/     NAME/model, NAME/log.jsonl
     merge/     model
     rerank/    ARM.SPLIT.run (TREC)
+    blend/     choices.json, ARM-blend.SPLIT.run, rrf.SPLIT.run, fused.SPLIT.run
+    general/   values.json
     evaluate/  table.json table.md tests.json per_query.parquet
+    diagnose/  findings.json findings.txt
+    verdict/   verdict.json
     report/    index.html
 
 It knows formats, not the order of rooms nor when a box is still good.
@@ -21,16 +25,22 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from rankwright.core import Collection, Group, Run
 from rankwright.errors import DataError
 from rankwright.plan import Model
 from rankwright.rooms.data import DataReport
 from rankwright.rooms.evaluate import Evaluation
+from rankwright.rooms.general import General
 from rankwright.rooms.mine import Dropped, Mined
 from rankwright.toolbox.formats import beir, flag, trec
 from rankwright.toolbox.table import Table, markdown
 from rankwright.toolbox.weights import fingerprint, locate
 from rankwright.workspace import RunFolder, write_json, write_text
+
+Values = NDArray[np.float64]
 
 
 class Boxes:
@@ -106,6 +116,42 @@ class Boxes:
     def save_reranked(self, out: Path, arm: str, split: str, run: Run) -> None:
         """Write an arm's run."""
         trec.write_run(out / f"{arm}.{split}.run", run, arm)
+
+    def choices(self) -> dict[str, Any]:
+        """What the blend stage chose: ``{"arms": {arm: Choice}, "fusion": …, "depth": …}``; nothing without it."""
+        path = self.folder.stage("blend") / "choices.json"
+        chosen: dict[str, Any] = _json(path) if path.exists() else {"arms": {}, "fusion": None}
+        return chosen
+
+    def blended(self, arm: str, split: str) -> Run:
+        """A blended arm's run, or a fusion's."""
+        return trec.read_run(self.folder.stage("blend") / f"{arm}.{split}.run")
+
+    def save_general(self, out: Path, found: General) -> None:
+        """Write the values of each query, arm by arm."""
+        values = {arm: values.tolist() for arm, values in found.values.items()}
+        write_json(out / "values.json", {"metric": found.metric, "queries": list(found.queries), "values": values})
+
+    def general(self) -> dict[str, Values]:
+        """Arm -> per-query values on the general collection; nothing without that stage."""
+        path = self.folder.stage("general") / "values.json"
+        values = _json(path)["values"] if path.exists() else {}
+        return {arm: np.asarray(own, dtype=np.float64) for arm, own in values.items()}
+
+    def per_query(self, metric: str) -> dict[str, Values]:
+        """Arm -> values of each query in a metric, in one order of queries."""
+        from pyarrow import parquet
+
+        table = parquet.read_table(self.folder.stage("evaluate") / "per_query.parquet").to_pydict()
+        found: dict[str, list[float]] = {}
+        for arm, value in zip(table["arm"], table[metric], strict=True):
+            found.setdefault(arm, []).append(value)
+        return {arm: np.asarray(values, dtype=np.float64) for arm, values in found.items()}
+
+    def values(self, stage: str, file: str) -> Any:
+        """A stage's JSON file, or None where the stage is not done."""
+        path = self.folder.stage(stage) / file
+        return _json(path) if path.exists() else None
 
     def save_evaluation(self, out: Path, evaluation: Evaluation, provenance: Mapping[str, str]) -> None:
         """Write the table (JSON and Markdown), the tests, and the values of each query."""

@@ -29,13 +29,17 @@ ROOM_HELP = {
     "train": "Fine-tune the cross-encoders; the best checkpoint on dev is kept.",
     "merge": "Average models into one.",
     "rerank": "Reorder the candidates with every arm's model.",
+    "blend": "Choose on dev how much of the reranker's score to mix in, and how deep.",
+    "general": "Rerank a collection of another kind: what did fine-tuning forget?",
     "evaluate": "Measure every arm, with intervals and paired tests.",
+    "diagnose": "Say why reranking hurts: checks H1 to H15, and where the gap comes from.",
+    "verdict": "Say whether to SHIP, BLEND, KEEP RETRIEVAL, or that it is INCONCLUSIVE.",
     "report": "Write the HTML page.",
 }
 
 app = typer.Typer(
     help="Fine-tune cross-encoder rerankers on your own data, and prove whether it helped.",
-    epilog="Exit codes: 2 configuration, 3 data, 4 model, 5 run folder, 6 missing package, 7 disk, 130 stopped.",
+    epilog="Exit codes: 2 configuration, 3 data, 4 model, 5 run folder, 6 package, 7 disk, 8 verdict, 130 stopped.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -43,7 +47,7 @@ app = typer.Typer(
 )
 
 ExperimentFile = Annotated[
-    str, typer.Argument(help="the experiment's YAML file, or a shipped one's name (demo, scidocs)")
+    str, typer.Argument(help="the experiment's YAML file, a run folder, or a shipped one's name (demo, scidocs)")
 ]
 Override = Annotated[
     list[str] | None, typer.Option("--set", metavar="a.b=c", help="override a value of the YAML; may be repeated")
@@ -52,7 +56,14 @@ Runs = Annotated[Path, typer.Option("--runs", help="where run folders are kept")
 AsJson = Annotated[bool, typer.Option("--json", help="print the result as JSON on stdout, and nothing else")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="say what would run or be reused, and why; do nothing")]
 
+FailUnless = Annotated[
+    str | None,
+    typer.Option("--fail-unless", metavar="ship,blend", help="exit with 8 unless the verdict is one of these"),
+]
+
 _RUNS = Path("runs")
+_UNWANTED = 8
+_SLUGS = ("ship", "blend", "keep", "inconclusive")
 _STOPPED = 130
 
 
@@ -84,21 +95,30 @@ def run(
     runs: Runs = _RUNS,
     as_json: AsJson = False,
     dry_run: DryRun = False,
+    fail_unless: FailUnless = None,
 ) -> None:
-    """Walk the whole experiment: data, retrieve, mine, train, merge, rerank, evaluate, report.
+    """Walk the whole experiment, from data to verdict and report.
 
     What is done and unchanged is reused; what was stopped goes on. The run folder is RUNS/NAME.
     """
-    _walk(experiment, None, overrides, runs, as_json=as_json, dry_run=dry_run)
+    wanted = _slugs(fail_unless)
+    _gate(_walk(experiment, None, overrides, runs, as_json=as_json, dry_run=dry_run), wanted)
 
 
 @app.command()
-def demo(overrides: Override = None, runs: Runs = _RUNS, as_json: AsJson = False, dry_run: DryRun = False) -> None:
+def demo(
+    overrides: Override = None,
+    runs: Runs = _RUNS,
+    as_json: AsJson = False,
+    dry_run: DryRun = False,
+    fail_unless: FailUnless = None,
+) -> None:
     """Run the shipped demo: real texts, a real encoder, no download, a few minutes on two cores.
 
     The collection is made of the docstrings of installed packages: find what a function's See Also section names.
     """
-    _walk("demo", None, overrides, runs, as_json=as_json, dry_run=dry_run)
+    wanted = _slugs(fail_unless)
+    _gate(_walk("demo", None, overrides, runs, as_json=as_json, dry_run=dry_run), wanted)
 
 
 def _room_command(room: str) -> None:
@@ -115,7 +135,68 @@ def _room_command(room: str) -> None:
 
 
 for _name in ROOM_HELP:
-    _room_command(_name)
+    if _name not in ("diagnose", "verdict"):
+        _room_command(_name)
+
+
+@app.command(help=f"{ROOM_HELP['verdict']} Earlier rooms are walked first where they must be.")
+def verdict(
+    experiment: ExperimentFile,
+    overrides: Override = None,
+    runs: Runs = _RUNS,
+    as_json: AsJson = False,
+    dry_run: DryRun = False,
+    fail_unless: FailUnless = None,
+) -> None:
+    """Decided on the measured split by a paired test; everything else was chosen on dev."""
+    wanted = _slugs(fail_unless)
+    _gate(_walk(experiment, "verdict", overrides, runs, as_json=as_json, dry_run=dry_run), wanted)
+
+
+@app.command()
+def diagnose(
+    experiment: Annotated[
+        str | None, typer.Argument(help="a run folder, an experiment's file, or a shipped one's name")
+    ] = None,
+    candidates: Annotated[Path | None, typer.Option(help="instead: the retriever's TREC run")] = None,
+    reranked: Annotated[Path | None, typer.Option(help="and the reranker's, of the same candidates")] = None,
+    qrels: Annotated[Path | None, typer.Option(help="and TREC qrels")] = None,
+    queries: Annotated[Path | None, typer.Option(help="texts of queries (TSV or JSONL), for some checks")] = None,
+    corpus: Annotated[Path | None, typer.Option(help="texts of documents (TSV or JSONL), for some checks")] = None,
+    depth: Annotated[int | None, typer.Option(help="candidates that were reranked (default: all)")] = None,
+    metric: Annotated[str, typer.Option(help="whose gap is explained; of files only")] = "ndcg@10",
+    overrides: Override = None,
+    runs: Runs = _RUNS,
+    as_json: AsJson = False,
+) -> None:
+    """Say why reranking hurts: checks H1 to H15, and where the gap to retrieval comes from.
+
+    On an experiment, earlier rooms are walked first where they must be. On files of your own, no model is needed:
+    rankwright diagnose --candidates bm25.run --reranked mine.run --qrels qrels.txt --queries q.tsv --corpus c.tsv
+    """
+    from rankwright import api
+
+    files = {"--candidates": candidates, "--reranked": reranked, "--qrels": qrels}
+    if experiment is None:
+        if missing := [name for name, path in files.items() if path is None]:
+            raise ConfigError(f"without a run to diagnose, {', '.join(missing)} must be given")
+        assert candidates
+        assert reranked
+        assert qrels
+        found = api.diagnose_files(candidates, reranked, qrels, texts=(queries, corpus), depth=depth, metric=metric)
+        if as_json:
+            _print_json(found.values())
+        else:
+            _print(*found.lines())
+        return
+    if any((*files.values(), queries, corpus)):
+        raise ConfigError("name a run or files, not both")
+    result = api.run(experiment, overrides=overrides or [], runs=runs, until="diagnose", quiet=as_json)
+    folder = result.folder / "diagnose"
+    if as_json:
+        typer.echo((folder / "findings.json").read_text(encoding="utf-8"), nl=False)
+    else:
+        typer.echo((folder / "findings.txt").read_text(encoding="utf-8"), nl=False)
 
 
 @app.command()
@@ -168,19 +249,41 @@ def init(
 
 def _walk(
     experiment: str, until: str | None, overrides: list[str] | None, runs: Path, *, as_json: bool, dry_run: bool
-) -> None:
+) -> Result | None:
     from rankwright import api
     from rankwright.pipeline import Walk
 
     if dry_run:
         outcomes = Walk(api.load(experiment, overrides or [])[0], runs).dry_run(until)
         _show_plan(outcomes, as_json=as_json)
-        return
+        return None
     result = api.run(experiment, overrides=overrides or [], runs=runs, until=until, quiet=as_json)
     if as_json:
         _print_json(_as_values(result))
     else:
         _show(result)
+    return result
+
+
+def _slugs(words: str | None) -> list[str] | None:
+    """The verdicts that are wanted, checked before any work is done."""
+    if words is None:
+        return None
+    wanted = [word.strip().lower() for word in words.split(",") if word.strip()]
+    if not wanted or any(word not in _SLUGS for word in wanted):
+        raise ConfigError(f"--fail-unless {words!r}", hint=f"some of {','.join(_SLUGS)}")
+    return wanted
+
+
+def _gate(result: Result | None, wanted: list[str] | None) -> None:
+    """Exit with a code of its own unless the verdict is a wanted one."""
+    if result is None or wanted is None:
+        return
+    if result.verdict is None:
+        raise ConfigError("--fail-unless needs a verdict, and the experiment comes to none", hint="verdict: {}")
+    if result.verdict["slug"] not in wanted:
+        typer.echo(f"the verdict is {result.verdict['word']}, not one of {', '.join(wanted)}", err=True)
+        sys.exit(_UNWANTED)
 
 
 def _show(result: Result) -> None:
@@ -190,6 +293,8 @@ def _show(result: Result) -> None:
 
     if result.table:
         Console(width=None if sys.stdout.isatty() else 110, highlight=False).print("", terminal(result.table))
+    if result.verdict:
+        _print("", *result.verdict["lines"])
     spent = [(outcome.stage, outcome.seconds) for outcome in result.outcomes if outcome.action != "reused"]
     if spent:
         total = sum(seconds for _, seconds in spent)
@@ -230,6 +335,7 @@ def _as_values(result: Result) -> dict[str, Any]:
         "run": str(result.folder),
         "stages": [dataclasses.asdict(outcome) for outcome in result.outcomes],
         "table": result.table,
+        "verdict": result.verdict,
         "report": str(result.report) if result.report else None,
     }
 

@@ -1,6 +1,7 @@
 """The corridor: the order of the rooms, which boxes can be used again, and what is said on the way.
 
-    data -> retrieve -> mine -> train -> merge -> rerank -> evaluate -> report
+    data -> retrieve -> mine -> train -> merge -> rerank -> blend -> general
+         -> evaluate -> diagnose -> verdict -> report
 
 Only this module knows the order. For every stage it says what the stage is made of (its key) and how to make it
 from the boxes of earlier ones; `workspace` decides whether it must be made.
@@ -21,28 +22,37 @@ from typing import Any
 
 from rankwright import config
 from rankwright.boxes import Boxes
-from rankwright.core import SPLITS, Run, content_hash
+from rankwright.core import SPLITS, Qrels, Run, content_hash, text_id
 from rankwright.errors import ArtefactError, ConfigError
-from rankwright.plan import RETRIEVAL, Model, Plan
+from rankwright.plan import BLENDED, RETRIEVAL, Model, Plan
+from rankwright.rooms.blend import FUSED, RRF, blend, blended, fuse, fused
 from rankwright.rooms.data import data
+from rankwright.rooms.diagnose import Case, Chosen, diagnose
 from rankwright.rooms.evaluate import evaluate
+from rankwright.rooms.general import general
 from rankwright.rooms.merge import merge
 from rankwright.rooms.mine import PairScorer, mine
 from rankwright.rooms.report import ReportView, report
 from rankwright.rooms.rerank import rerank
 from rankwright.rooms.retrieve import RetrieveContext, pair_scorer, retrieve
 from rankwright.rooms.train import DevSet, Workbench, train
-from rankwright.sections import Experiment, ImportRetriever, MergeSection, Section
+from rankwright.rooms.verdict import Arm, preferred, verdict
+from rankwright.sections import Experiment, ImportRetriever, MergeSection, Precision, Section
+from rankwright.toolbox.formats import Splits, read
 from rankwright.toolbox.formats.content import content, file_content
-from rankwright.toolbox.metrics import measure_name
+from rankwright.toolbox.metrics import label, measure_name
+from rankwright.toolbox.model import SETTINGS, read_settings
 from rankwright.toolbox.progress import say, stage_line
-from rankwright.toolbox.scorer import CachedScorer
+from rankwright.toolbox.scorer import CachedScorer, both_orders, pair_lengths
 from rankwright.version import __version__
 from rankwright.workspace import MadeOf, RunFolder, disk_errors, stage_key, write_json, write_text
 
-ROOMS = ("data", "retrieve", "mine", "train", "merge", "rerank", "evaluate", "report")
+ROOMS = (
+    *("data", "retrieve", "mine", "train", "merge", "rerank", "blend", "general"),
+    *("evaluate", "diagnose", "verdict", "report"),
+)
 
-VERSIONS = dict.fromkeys(ROOMS, 1)
+VERSIONS = dict.fromkeys(ROOMS, 1) | {"rerank": 2, "evaluate": 2, "report": 2}
 """Raise a room's number when the same input gives another output: boxes made before are then made anew."""
 
 _PACKAGES = (
@@ -116,20 +126,33 @@ class Walk:
 
     def stages(self) -> Iterator[Stage]:
         """All stages of the experiment, in order."""
-        experiment = self.experiment
         yield Stage("data", self._data_made_of, self._data)
         yield Stage("retrieve", self._retrieve_made_of, self._retrieve)
-        if experiment.mine:
+        if self.experiment.mine:
             yield Stage("mine", self._mine_made_of, self._mine)
         for name in self.plan.trainings:
             yield Stage(f"train/{name}", partial(self._train_made_of, name), partial(self._train, name))
-        if experiment.merge:
+        if self.experiment.merge:
             yield Stage("merge", self._merge_made_of, self._merge)
-        if experiment.rerank:
-            yield Stage("rerank", self._rerank_made_of, self._rerank)
-        if experiment.evaluate:
-            yield Stage("evaluate", self._evaluate_made_of, self._evaluate)
-        if experiment.report and experiment.evaluate:
+        if self.experiment.rerank:
+            yield from self._reranking_stages()
+        if self.experiment.evaluate:
+            yield from self._judging_stages()
+
+    def _reranking_stages(self) -> Iterator[Stage]:
+        yield Stage("rerank", self._rerank_made_of, self._rerank)
+        if self.experiment.blend:
+            yield Stage("blend", self._blend_made_of, self._blend)
+        if self.experiment.general:
+            yield Stage("general", self._general_made_of, self._general)
+
+    def _judging_stages(self) -> Iterator[Stage]:
+        yield Stage("evaluate", self._evaluate_made_of, self._evaluate)
+        if self.experiment.diagnose and self.plan.examined:
+            yield Stage("diagnose", self._diagnose_made_of, self._diagnose)
+        if self.experiment.verdict and self.plan.arms:
+            yield Stage("verdict", self._verdict_made_of, self._verdict)
+        if self.experiment.report:
             yield Stage("report", self._report_made_of, self._report)
 
     def _until(self, until: str | None) -> list[Stage]:
@@ -310,25 +333,117 @@ class Walk:
     def _rerank(self, out: Path) -> list[str]:
         section = self.experiment.rerank
         assert section
-        candidates = self.boxes.candidates(self.plan.rerank_from, self.plan.split)
         told = []
         for arm, model in self.plan.arms.items():
-            scorer = CachedScorer(
-                self.boxes.model(model),
-                cache=self.folder.cache,
-                device=self.experiment.device,
-                max_length=section.max_length,
-                precision=section.precision,
-            )
-            run = rerank(
-                self.boxes.collection,
-                candidates,
-                partial(scorer, what=f"rerank {arm}"),
-                depth=section.depth,
-            )
-            self.boxes.save_reranked(out, arm, self.plan.split, run)
-            told.append(f"{arm}: {model.name}, {scorer.precision}")
+            scorer, precision = self._scorer(model)
+            for split, candidates in self._reranked_candidates().items():
+                score = partial(scorer, what=f"rerank {arm}, {split}")
+                run = rerank(self.boxes.collection, candidates, score, depth=section.depth)
+                self.boxes.save_reranked(out, arm, split, run)
+            told.append(f"{arm}: {model.name}, {precision}")
         return told
+
+    def _reranked_candidates(self) -> dict[str, Run]:
+        """The candidates of the measured split and, for `blend` to choose on, those of a sample of dev."""
+        section, collection = self.experiment.rerank, self.boxes.collection
+        assert section
+        runs = {self.plan.split: self.boxes.candidates(self.plan.rerank_from, self.plan.split)}
+        if self._chooses_on_dev():
+            run = self._candidates("dev")
+            chosen = sorted(collection.qrels["dev"], key=lambda query: text_id("dev" + collection.queries[query]))
+            runs["dev"] = Run({query: run.rankings.get(query, ()) for query in chosen[: section.dev_queries]})
+        return runs
+
+    def _chooses_on_dev(self) -> bool:
+        section = self.experiment.rerank
+        there = "dev" in self.boxes.collection.qrels and self.plan.split != "dev"
+        return bool(section and section.dev_queries and self.experiment.blend and there)
+
+    def _scorer(
+        self, model: Model, precision: Precision | None = None, max_length: int | None = None
+    ) -> tuple[Any, str]:
+        """A model's scores of text pairs, cached, and the precision that they are computed in."""
+        section = self.experiment.rerank
+        assert section
+        scorer = CachedScorer(
+            self.boxes.model(model),
+            cache=self.folder.cache,
+            device=self.experiment.device,
+            max_length=max_length or section.max_length,
+            precision=precision or section.precision,
+        )
+        return (both_orders(scorer) if section.both_orders else scorer), scorer.precision
+
+    # ------------------------------------------------------------------------------------------- blend
+
+    def _blend_made_of(self) -> MadeOf:
+        section = self.experiment.blend
+        assert section
+        made = {**_config("blend", section), "blend.candidates": self.plan.rerank_from}
+        return {**made, **self._inputs("data", "retrieve", "rerank"), "room": VERSIONS["blend"]}
+
+    def _blend(self, out: Path) -> list[str]:
+        section, rerank_section = self.experiment.blend, self.experiment.rerank
+        assert section
+        assert rerank_section
+        depth, split = rerank_section.depth, self.plan.split
+        if not self._chooses_on_dev():
+            write_json(out / "choices.json", {"arms": {}, "fusion": None, "depth": depth})
+            return ["no dev split: nothing to choose a blend on (data.dev_share above 0 cuts one from train)"]
+        dev = self._reranked_candidates()["dev"]
+        qrels = {query: self.boxes.collection.qrels["dev"][query] for query in dev.rankings}
+        told, chosen = [], {}
+        for arm in self._arms():
+            choice = blend(dev, self.boxes.reranked(arm, "dev"), qrels, section, depth=depth)
+            retrieved, reranked = self.boxes.candidates(self.plan.rerank_from, split), self.boxes.reranked(arm, split)
+            run = blended(retrieved, reranked, choice, depth=depth)
+            self.boxes.save_reranked(out, arm + BLENDED, split, run)
+            chosen[arm] = choice.values()
+            told.append(
+                f"{arm}: weight {choice.weight:g} at depth {choice.depth}; dev {label(section.metric)} "
+                f"{choice.retrieval:.4f} retrieval, {choice.reranked:.4f} reranked, {choice.blended:.4f} blended"
+            )
+            self._keep_with_model(self.plan.arms[arm], {"blend": choice.serving()})
+        fusion = self._fusion(out, qrels, section.metric)
+        write_json(out / "choices.json", {"arms": chosen, "fusion": fusion, "depth": depth})
+        return told
+
+    def _fusion(self, out: Path, qrels: Qrels, metric: str) -> dict[str, Any] | None:
+        """Tuned fusion of all plain retrievers: what a reranker must beat where there are several."""
+        names = [name for name, retriever in self.experiment.retrieve.items() if retriever.kind != "fuse"]
+        tuned = fuse({name: self.boxes.candidates(name, "dev") for name in names}, qrels, metric)
+        if tuned is None:
+            return None
+        for name, run in fused({name: self.boxes.candidates(name, self.plan.split) for name in names}, tuned).items():
+            self.boxes.save_reranked(out, name, self.plan.split, run)
+        return {"weights": tuned.weights, "rrf": tuned.rrf, "fused": tuned.fused}
+
+    def _keep_with_model(self, model: Model, values: Mapping[str, Any]) -> None:
+        """Add to rankwright.json beside a model of ours: no part of the stage's outputs, nor of the fingerprint."""
+        if model.stage:
+            path = self.boxes.model(model) / SETTINGS
+            before = read_settings(self.boxes.model(model))
+            write_json(path, {**before, **values})
+
+    # ----------------------------------------------------------------------------------------- general
+
+    def _general_made_of(self) -> MadeOf:
+        section = self.experiment.general
+        assert section
+        made = {**_config("general", section), "content.general.source": content(section.source)}
+        return {**made, **self._inputs("rerank"), "room": VERSIONS["general"]}
+
+    def _general(self, out: Path) -> list[str]:
+        section = self.experiment.general
+        assert section
+        elsewhere = read(section.source, Splits(), dedupe=True).collection
+        scorers = {
+            arm: partial(self._scorer(model, max_length=section.max_length)[0], what=f"general, {arm}")
+            for arm, model in self.plan.arms.items()
+        }
+        found = general(elsewhere, scorers, section)
+        self.boxes.save_general(out, found)
+        return found.lines()
 
     # ---------------------------------------------------------------------------------------- evaluate
 
@@ -338,7 +453,8 @@ class Walk:
     def _evaluate_made_of(self) -> MadeOf:
         section = self.experiment.evaluate
         assert section
-        inputs = ("data", "retrieve", *(["rerank"] if self.experiment.rerank else []))
+        inputs = ["data", "retrieve", *(["rerank"] if self.experiment.rerank else [])]
+        inputs += ["blend"] if self.experiment.rerank and self.experiment.blend else []
         made = {**_config("evaluate", section), "evaluate.retriever": self.plan.rerank_from}
         return {**made, "seed": self.experiment.seed, **self._inputs(*inputs), "room": VERSIONS["evaluate"]}
 
@@ -350,9 +466,15 @@ class Walk:
         self.boxes.save_evaluation(out, evaluation, self.provenance())
         return [f"{len(evaluation.queries):,} {section.split} queries, {len(runs)} arms"]
 
-    def _runs(self) -> dict[str, Any]:
-        runs = {RETRIEVAL: self.boxes.candidates(self.plan.rerank_from, self.plan.split)}
-        return runs | {arm: self.boxes.reranked(arm, self.plan.split) for arm in self._arms()}
+    def _runs(self) -> dict[str, Run]:
+        """Retrieval, fusions of retrievers, the arms, the arms blended."""
+        split = self.plan.split
+        runs = {RETRIEVAL: self.boxes.candidates(self.plan.rerank_from, split)}
+        chosen = self.boxes.choices() if self.experiment.blend else {"arms": {}, "fusion": None}
+        if chosen["fusion"]:
+            runs |= {name: self.boxes.blended(name, split) for name in (RRF, FUSED)}
+        runs |= {arm: self.boxes.reranked(arm, split) for arm in self._arms()}
+        return runs | {arm + BLENDED: self.boxes.blended(arm + BLENDED, split) for arm in chosen["arms"]}
 
     def provenance(self) -> dict[str, str]:
         """Where the table's numbers come from: data, candidates, models, versions."""
@@ -371,12 +493,115 @@ class Walk:
         told["versions"] = f"rankwright {__version__}, {versions}"
         return told
 
+    # ---------------------------------------------------------------------------------------- diagnose
+
+    def _diagnose_made_of(self) -> MadeOf:
+        section = self.experiment.diagnose
+        assert section
+        made = {**_config("diagnose", section), "diagnose.arm": self.plan.examined, "seed": self.experiment.seed}
+        stages = ["data", "retrieve", "evaluate", "rerank", *self._optional("mine", "blend", "general")]
+        return {**made, **self._inputs(*stages), "room": VERSIONS["diagnose"]}
+
+    def _optional(self, *stages: str) -> list[str]:
+        return [stage for stage in stages if stage in self.keys]
+
+    def _diagnose(self, out: Path) -> list[str]:
+        found = diagnose(self._case())
+        write_json(out / "findings.json", found.values())
+        write_text(out / "findings.txt", "\n".join(found.lines()) + "\n")
+        fires = [f"{finding.id} {finding.name}: {finding.reading}" for finding in found.findings if finding.fires]
+        return [*found.ladder.lines(), *(fires or ["no check fires"])]
+
+    def _case(self) -> Case:
+        """All that is known of the arm that is examined."""
+        section, rerank_section, arm = self.experiment.diagnose, self.experiment.rerank, self.plan.examined
+        assert section
+        assert rerank_section
+        assert arm
+        model, collection = self.plan.arms[arm], self.boxes.collection
+        training = self.experiment.train.get(model.name) if model.kind == "train" else None
+        scorer, _ = self._scorer(model)
+        low, _ = self._scorer(model, precision="bf16")
+        chosen = self.boxes.choices()["arms"].get(arm)
+        general_values, before = self.boxes.general(), self._before(arm)
+        return Case(
+            retrieved=self.boxes.candidates(self.plan.rerank_from, self.plan.split),
+            reranked=self.boxes.reranked(arm, self.plan.split),
+            qrels=collection.qrels[self.plan.split],
+            depth=rerank_section.depth,
+            metric=section.metric,
+            split=self.plan.split,
+            collection=collection,
+            train_run=self.boxes.candidates(self.plan.mine_from, "train") if training else None,
+            groups=self.boxes.groups(training.groups) if training else (),
+            log=self.boxes.log(model.name) if training else (),
+            chosen=Chosen(*(chosen[word] for word in ("weight", "depth", "gain", "low", "high"))) if chosen else None,
+            general=(general_values[before], general_values[arm]) if before and general_values else None,
+            score=partial(scorer, what="diagnose, scores"),
+            low_precision=partial(low, what="diagnose, bf16"),
+            retriever=self._pair_scorer(self.plan.rerank_from),
+            tokens=pair_lengths(self.boxes.model(model)),
+            max_length=rerank_section.max_length,
+            sample=section.sample,
+            resamples=section.resamples,
+            seed=self.experiment.seed,
+        )
+
+    def _before(self, arm: str) -> str | None:
+        """The arm of the model that this arm's training, or merge, started from."""
+        model = self.plan.arms[arm]
+        if model.kind == "train":
+            wanted = self.plan.bases[model.name]
+        elif model.kind == "merge" and self.plan.merged:
+            wanted = next((part for part in self.plan.merged if part in self.plan.bases.values()), self.plan.merged[0])
+        else:
+            return None
+        return next((name for name, other in self.plan.arms.items() if other == wanted and name != arm), None)
+
+    # ----------------------------------------------------------------------------------------- verdict
+
+    def _verdict_made_of(self) -> MadeOf:
+        section = self.experiment.verdict
+        assert section
+        stages = ["evaluate", *self._optional("blend", "general")]
+        return {
+            **_config("verdict", section),
+            "seed": self.experiment.seed,
+            **self._inputs(*stages),
+            "room": VERSIONS["verdict"],
+        }
+
+    def _verdict(self, out: Path) -> list[str]:
+        section = self.experiment.verdict
+        assert section
+        chosen = self.boxes.choices() if self.experiment.blend else {"arms": {}, "fusion": None}
+        dev = next(iter(chosen["arms"].values()), {"retrieval": None})["retrieval"]
+        baselines: dict[str, float | None] = {RETRIEVAL: dev}
+        if chosen["fusion"]:
+            baselines |= {name: chosen["fusion"][name] for name in (RRF, FUSED)}
+        assert self.experiment.rerank
+        arms = [_judged_arm(arm, chosen["arms"].get(arm), self.experiment.rerank.depth) for arm in self._arms()]
+        values, before = self.boxes.general(), self._before(preferred(arms).name)
+        found = verdict(
+            self.boxes.per_query(section.metric),
+            arms,
+            section,
+            baselines=baselines,
+            general=(values[before], values[preferred(arms).name]) if values and before else None,
+            seed=self.experiment.seed,
+        )
+        write_json(out / "verdict.json", {**found.values(), "lines": found.lines(), "slug": found.slug})
+        for arm in self._arms():
+            self._keep_with_model(self.plan.arms[arm], {"verdict": {"word": found.word, "arm": found.arm}})
+        return found.lines()
+
     # ------------------------------------------------------------------------------------------ report
 
     def _report_made_of(self) -> MadeOf:
         section = self.experiment.report
         assert section
-        stages = ["data", "retrieve", "evaluate", *(f"train/{name}" for name in self.plan.trainings)]
+        stages = ["data", "retrieve", "evaluate", *self._optional("blend", "diagnose", "verdict")]
+        stages += [f"train/{name}" for name in self.plan.trainings]
         return {**_config("report", section), **self._inputs(*stages), "room": VERSIONS["report"]}
 
     def _report(self, out: Path) -> list[str]:
@@ -384,6 +609,7 @@ class Walk:
         assert section
         collection = self.boxes.collection
         done = {stage.name: self.folder.read(stage.name) for stage in self.stages()}
+        diagnosis = self.boxes.values("diagnose", "findings.json") or {"findings": (), "ladder": None}
         view = ReportView(
             title=section.title or self.experiment.name,
             table=self.boxes.table(),
@@ -393,6 +619,10 @@ class Walk:
             documents=collection.documents,
             trainings={name: self.boxes.log(name) for name in self.plan.trainings},
             data_lines=self.boxes.data_lines(),
+            verdict=self.boxes.values("verdict", "verdict.json"),
+            findings=diagnosis["findings"],
+            ladder=diagnosis["ladder"],
+            blends=self.boxes.choices()["arms"],
             seconds={name: float(stage["seconds"]) for name, stage in done.items() if stage},
             examples=section.examples,
         )
@@ -446,11 +676,24 @@ def _stage_status(walk: Walk, name: str, before: Mapping[str, Mapping[str, Any]]
     return {"stage": name, "state": "unfinished", **({"steps": steps} if steps is not None else {})}
 
 
+def _judged_arm(arm: str, choice: Mapping[str, Any] | None, depth: int) -> Arm:
+    if choice is None:
+        return Arm(arm, None, depth, None, None, None)
+    return Arm(arm, choice["weight"], choice["depth"], choice["reranked"], choice["blended"], arm + BLENDED)
+
+
 def _check_metrics(experiment: Experiment) -> None:
     """Refuse an unknown metric now, and not after hours of training."""
     watched = [training.dev.metric for training in experiment.train.values() if training.dev]
     for metric in (*(experiment.evaluate.metrics if experiment.evaluate else ()), *watched):
         measure_name(metric)
+    if experiment.evaluate and experiment.verdict and experiment.rerank:
+        deciding = experiment.verdict.metric
+        if deciding not in experiment.evaluate.metrics:
+            raise ConfigError(
+                f"verdict.metric: {deciding!r} is not measured",
+                hint=f"add {deciding} to evaluate.metrics, or verdict: null",
+            )
 
 
 def _config(name: str, section: Section) -> dict[str, Any]:

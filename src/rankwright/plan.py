@@ -17,6 +17,9 @@ from rankwright.errors import ConfigError
 from rankwright.sections import Experiment, FuseRetriever
 
 RETRIEVAL = "retrieval"
+RESERVED = (RETRIEVAL, "rrf", "fused")
+BLENDED = "-blend"
+"""What an arm's name ends in when its scores are blended with the retriever's."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,7 @@ class Plan:
     trainings: tuple[str, ...]
     bases: dict[str, Model]
     arms: dict[str, Model]
+    examined: str | None
     merged: tuple[Model, ...]
     split: str
     splits: tuple[str, ...]
@@ -62,8 +66,7 @@ class Plan:
         bases = {name: names.base(name) for name in experiment.train}
         rerank = experiment.rerank
         arms = dict(rerank.arms) if rerank and rerank.arms is not None else names.usual_arms() if rerank else {}
-        if RETRIEVAL in arms:
-            raise ConfigError(f"rerank.arms: {RETRIEVAL!r} is the retriever's own column; use another name")
+        _check_arms(arms)
         merge = experiment.merge
         split = experiment.evaluate.split if experiment.evaluate else "test"
         watched = ["dev" for training in experiment.train.values() if training.dev]
@@ -75,6 +78,7 @@ class Plan:
             trainings=_in_order(bases),
             bases=bases,
             arms={arm: names.model(word, f"rerank.arms.{arm}") for arm, word in arms.items()},
+            examined=_examined(experiment, list(arms)),
             merged=tuple(names.model(word, "merge.models") for word in merge.models) if merge else (),
             split=split,
             splits=tuple(dict.fromkeys(["train", *watched, split])),
@@ -127,6 +131,23 @@ class _Names:
         if close and "/" not in word and not Path(word).exists():
             raise ConfigError(f"{where}: no training or model folder {word!r}; did you mean {close[0]}?")
         return Model("outside", word)
+
+
+def _examined(experiment: Experiment, arms: list[str]) -> str | None:
+    """The arm that is diagnosed: the one named, else finetuned, else the last training's, else the last."""
+    wanted = experiment.diagnose.arm if experiment.diagnose else None
+    if wanted is not None and wanted not in arms:
+        raise ConfigError(f"diagnose.arm: no arm {wanted!r}", hint=f"the arms are {', '.join(arms)}")
+    if not arms or wanted:
+        return wanted
+    trained = [arm for arm in arms if arm in experiment.train]
+    return "finetuned" if "finetuned" in arms else (trained or arms)[-1]
+
+
+def _check_arms(arms: Iterable[str]) -> None:
+    for arm in arms:
+        if arm in RESERVED or arm.endswith(BLENDED):
+            raise ConfigError(f"rerank.arms: {arm!r} is a column that rankwright makes itself; use another name")
 
 
 def _check_sections(experiment: Experiment) -> None:

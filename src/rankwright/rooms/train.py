@@ -62,14 +62,18 @@ class DevSet:
         return cls(pairs, ids, {query: qrels[query] for query in chosen}, section.metric)
 
     def measure(self, score: Callable[[Sequence[tuple[str, str]]], NDArray[np.float32]]) -> float:
-        """The mean metric of the candidates in the order of `score`; 0 when a score is not finite: that is no order."""
+        """The mean metric of the candidates in the order of `score`."""
+        return float(np.mean(self.values(score)))
+
+    def values(self, score: Callable[[Sequence[tuple[str, str]]], NDArray[np.float32]]) -> NDArray[np.float64]:
+        """The same query by query; all 0 when a score is not finite: that is no order."""
         values = score(self.pairs)
         if not np.isfinite(values).all():
-            return 0.0
+            return np.zeros(len(self.qrels))
         scores: dict[str, dict[str, float]] = {}
         for (query, document), value in zip(self.ids, values.tolist(), strict=True):
             scores.setdefault(query, {})[document] = value
-        return float(np.mean(per_query(Run.from_scores(scores), self.qrels, [self.metric])[self.metric]))
+        return per_query(Run.from_scores(scores), self.qrels, [self.metric])[self.metric]
 
 
 @dataclass(frozen=True)
@@ -265,7 +269,8 @@ class _Loop:
 
     def _evaluate(self) -> None:
         assert self.dev
-        value = self.dev.measure(self._score)
+        values = self.dev.values(self._score)
+        value = float(np.mean(values))
         kept = value > self.state.best
         if kept:
             self.state.best, self.state.best_step, self.state.stale = value, self.state.step, 0
@@ -273,7 +278,8 @@ class _Loop:
         else:
             self.state.stale += 1
         patience = self.section.dev.patience if self.section.dev else None
-        self.log.write({"step": self.state.step, "dev": {self.dev.metric: value}, "kept": kept})
+        each = [round(own, 6) for own in values.tolist()]  # what an interval of best against last needs
+        self.log.write({"step": self.state.step, "dev": {self.dev.metric: value}, "kept": kept, "values": each})
         if patience is not None and self.state.stale >= patience:
             self.state.stopped = True
             self._note(

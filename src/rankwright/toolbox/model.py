@@ -21,12 +21,15 @@ import numpy as np
 from rankwright.errors import ModelError
 from rankwright.toolbox import engine
 from rankwright.toolbox.device import choose_device
+from rankwright.toolbox.lists import blend_scores
 from rankwright.toolbox.weights import locate
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+SETTINGS = "rankwright.json"
+"""Beside a model: what serving needs and no other loader reads, such as the blend's weight and depth."""
 _ACTIVATION = "torch.nn.modules.activation.Sigmoid"
 _ALONGSIDE = ("special_tokens_map.json", "sentencepiece.bpe.model", "spiece.model", "vocab.txt", "added_tokens.json")
 
@@ -94,15 +97,47 @@ class Reranker:
         """The logit of each (query, document) pair, float32 (len(pairs),), in the order given."""
         return engine.score(self.model, self.tokenizer, pairs, max_length=self.max_length, precision=precision)
 
-    def rank(self, query: str, documents: Sequence[str], *, top: int | None = None) -> list[tuple[int, float]]:
-        """(position in `documents`, logit), best first; ties keep the order given.
+    def rank(
+        self,
+        query: str,
+        documents: Sequence[str],
+        *,
+        retriever: Sequence[float] | None = None,
+        top: int | None = None,
+    ) -> list[tuple[int, float]]:
+        """(position in `documents`, score), best first; ties keep the order given. Scores are logits.
 
-        A text that stands there twice is scored once: from another row of a batch its last bits would differ.
+        With the `retriever`'s scores, one a document, the blend that was saved with the model is applied: its
+        weight, and its depth, below which documents keep the retriever's order.
+
+        Raises:
+            ModelError: `retriever` is given, and no blend was saved with the model.
+            ValueError: not one score a document.
         """
-        place = {document: number for number, document in enumerate(dict.fromkeys(documents))}
-        scores = self.score([(query, document) for document in place])[[place[document] for document in documents]]
+        if retriever is not None:
+            return self._blend(query, documents, np.asarray(retriever, dtype=np.float64))[:top]
+        scores = self._scores(query, documents)
         order = np.argsort(-scores, kind="stable")[:top]
         return [(int(position), float(scores[position])) for position in order]
+
+    def _scores(self, query: str, documents: Sequence[str]) -> NDArray[np.float32]:
+        """Logits. A text that stands there twice is scored once: in another batch its last bits would differ."""
+        place = {document: number for number, document in enumerate(dict.fromkeys(documents))}
+        return self.score([(query, document) for document in place])[[place[document] for document in documents]]
+
+    def _blend(self, query: str, documents: Sequence[str], retrieved: NDArray[np.float64]) -> list[tuple[int, float]]:
+        if len(retrieved) != len(documents):
+            raise ValueError(f"{len(documents)} documents and {len(retrieved)} scores of the retriever")
+        setting = read_settings(self.source).get("blend")
+        if setting is None:
+            raise ModelError("no blend was saved with this model", where=str(self.source), hint="leave `retriever` out")
+        order = np.argsort(-retrieved, kind="stable")
+        head, tail = order[: setting["depth"]], order[setting["depth"] :]
+        logits = self._scores(query, [documents[place] for place in head])
+        scores = blend_scores(retrieved[head].tolist(), logits.tolist(), setting["weight"])
+        ranked = [(int(head[place]), float(scores[place])) for place in np.argsort(-scores, kind="stable")]
+        lowest = ranked[-1][1] if ranked else 0.0
+        return ranked + [(int(place), lowest - step) for step, place in enumerate(tail, start=1)]
 
     def save(self, folder: Path, *, card: str) -> None:
         """Write the model folder, whole or not at all: into a hidden sibling, then renamed. `card` is its README.
@@ -131,6 +166,21 @@ class Reranker:
             self.model.save_pretrained(folder, max_shard_size="100GB")
             _unbound(self.tokenizer).save_pretrained(folder)
         _tidy_tokenizer(folder, self.source, self.max_length)
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """What rankwright.json beside a model says; empty without one.
+
+    Raises:
+        ModelError: it is not JSON.
+    """
+    file = folder / SETTINGS
+    if not file.exists():
+        return {}
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ModelError(f"cannot be read: {_first_line(error)}", where=str(file), hint="delete it") from None
 
 
 def has_head(folder: Path) -> bool:

@@ -5,7 +5,7 @@ The cache is one `store.RowStore` a (model, length, precision). The model is loa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -68,3 +68,31 @@ class CachedScorer:
             if self._reranker.max_length < self.max_length:
                 say(f"pairs are cut at {self._reranker.max_length} tokens, the most that this model reads")
         return self._reranker.score(pairs, precision=self.precision)[:, None]
+
+
+def both_orders(scorer: CachedScorer) -> Callable[..., NDArray[np.float32]]:
+    """A scorer that averages (query, document) and (document, query): for tasks where either order means the same."""
+
+    def score(pairs: Sequence[tuple[str, str]], *, what: str = "score") -> NDArray[np.float32]:
+        swapped = [(document, query) for query, document in pairs]
+        both = scorer([*pairs, *swapped], what=what)
+        return ((both[: len(pairs)] + both[len(pairs) :]) / 2).astype(np.float32)
+
+    return score
+
+
+def pair_lengths(reference: str | Path) -> Callable[[Sequence[tuple[str, str]]], NDArray[np.int64]]:
+    """A function that counts the tokens of pairs by a model's own tokenizer, uncut: int64 (len(pairs),)."""
+    folder = locate(str(reference))
+
+    def lengths(pairs: Sequence[tuple[str, str]]) -> NDArray[np.int64]:
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        texts = dict.fromkeys(text for pair in pairs for text in pair)
+        encoded = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"] if texts else []
+        counts = dict(zip(texts, map(len, encoded), strict=True))
+        special = tokenizer.num_special_tokens_to_add(pair=True)
+        return np.array([counts[query] + counts[document] + special for query, document in pairs], dtype=np.int64)
+
+    return lengths

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from rich.console import Group
 
 LEVELS = ((0.001, "***"), (0.01, "**"), (0.05, "*"))
-_NAMES = {"finetuned": "fine-tuned"}
+_NAMES = {"finetuned": "fine-tuned", "rrf": "rank fusion", "fused": "tuned fusion"}
+_BLEND = "-blend"
+_WIDE = 3  # arms beside the baseline in one grid
 
 
 class Difference(TypedDict):
@@ -88,7 +90,9 @@ def stars(p: float) -> str:
 
 
 def arm_name(arm: str) -> str:
-    """An arm's name as people read it: ``finetuned`` is fine-tuned."""
+    """An arm's name as people read it: ``finetuned`` is fine-tuned, ``finetuned-blend`` is fine-tuned, blended."""
+    if arm.endswith(_BLEND):
+        return f"{arm_name(arm.removesuffix(_BLEND))}, blended"
     return _NAMES.get(arm, arm)
 
 
@@ -103,28 +107,33 @@ def in_words(table: Table) -> TableText:
 
 
 def terminal(table: Table) -> Group:
-    """A rich renderable: the table, its legend and its provenance. Five columns fit into 100 characters."""
+    """A rich renderable: table, legend, provenance. Three arms stand beside the baseline; more go below."""
     from rich import box
     from rich.console import Group
     from rich.table import Table as Grid
     from rich.text import Text
 
     words = in_words(table)
-    grid = Grid(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold", leading=0)
-    for column, name in enumerate(words.header):
-        grid.add_column(Text(name), no_wrap=column == 0)
     colours = {"up": "green", "down": "red", "": "default"}
-    for name, cells in words.rows:
-        texts = [
-            Text.assemble((cell.mean, "bold"), (cell.stars, colours[cell.trend]), f"\n{cell.interval}")
-            if cell.interval
-            else Text(cell.mean, style="bold")
-            for cell in cells
-        ]
-        grid.add_row(Text(name), *texts)
+
+    def text(cell: CellText) -> Text:
+        if not cell.interval:
+            return Text(cell.mean, style="bold")
+        return Text.assemble((cell.mean, "bold"), (cell.stars, colours[cell.trend]), f"\n{cell.interval}")
+
+    grids = []
+    for start in range(1, max(len(words.header) - 1, 2), _WIDE):
+        shown = [0, *range(start, min(start + _WIDE, len(words.header) - 1))]  # the baseline, and some arms
+        grid = Grid(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold", leading=0)
+        grid.add_column(Text(words.header[0]), no_wrap=True)
+        for place in shown:
+            grid.add_column(Text(words.header[place + 1]))
+        for name, cells in words.rows:
+            grid.add_row(Text(name), *(text(cells[place]) for place in shown))
+        grids.append(grid)
     notes = [Text(line, style="dim") for line in words.legend]
     notes += [Text(f"{name}: {value}", style="dim") for name, value in words.provenance]
-    return Group(grid, *notes)
+    return Group(*grids, *notes)
 
 
 def markdown(table: Table) -> str:
@@ -169,7 +178,8 @@ def _legend(table: Table) -> list[str]:
             f"{table['permutations']:,} permutations, Holm over the {_count(len(arms), 'arm')} of a row).",
         ]
         if "base" in arms and baseline != "base":
-            lines += [_against_base(table, arm) for arm in arms[arms.index("base") + 1 :]]
+            later = arms[arms.index("base") + 1 :]
+            lines += [_against_base(table, arm) for arm in later if not arm.endswith(_BLEND)]
     return [*lines, *table["notes"]]
 
 

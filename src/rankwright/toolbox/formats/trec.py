@@ -109,6 +109,20 @@ def read_qrels(path: str | Path, notes: Notes | None = None) -> Qrels:
     return qrels
 
 
+def read_texts(path: str | Path) -> dict[str, str]:
+    """Read texts by id, from ``id<TAB>text`` lines or from JSONL; repairs are said aloud.
+
+    Raises:
+        DataError: a missing file, or lines that cannot be read.
+    """
+    account = Notes()
+    found = _read_texts(existing(path, folder=False), account)
+    account.refuse("lines of texts cannot be read", "a line is: id TAB text")
+    for repair in account.repairs():
+        say(f"{path}: {repair.count} {repair.what}")
+    return found
+
+
 def write_qrels(path: str | Path, qrels: Qrels) -> None:
     """Write qrels in TREC's 4 columns, whole or not at all; a query without judgements leaves no line."""
     with written_whole(Path(path)) as file:
