@@ -15,7 +15,14 @@ from rankwright.rooms.diagnose.case import LIMITS, Case, Check, Chosen, Finding,
 from rankwright.rooms.diagnose.labels import collisions, duplicates, finds_itself, holes, leakage
 from rankwright.rooms.diagnose.ladder import Ladder, ladder
 from rankwright.rooms.diagnose.orders import cut, discarded, nothing_to_win, ties, too_deep, too_few
-from rankwright.rooms.diagnose.training import asymmetry, easy_negatives, false_negatives, overtrained, relevance
+from rankwright.rooms.diagnose.training import (
+    asymmetry,
+    closed_gap,
+    easy_negatives,
+    false_negatives,
+    overtrained,
+    relevance,
+)
 
 CHECKS: tuple[Check, ...] = (
     *(relevance, asymmetry, easy_negatives, discarded, holes, duplicates, finds_itself, collisions),
@@ -75,7 +82,7 @@ def diagnose(case: Case) -> Diagnosis:
             place,
         ),
     )
-    return Diagnosis(tuple(found[place] for place in order), ladder(case), tuple(notes))
+    return Diagnosis(tuple(found[place] for place in order), ladder(case, closed=closed_gap(case)), tuple(notes))
 
 
 def _look(case: Case) -> list[str]:

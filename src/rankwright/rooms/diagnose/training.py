@@ -16,6 +16,7 @@ import numpy as np
 from rankwright.core import Group, canonical, relevant
 from rankwright.rooms.diagnose.case import LIMITS, Case, Finding, Number, Values, between, told
 from rankwright.toolbox import stats
+from rankwright.toolbox.lists import measure_grades
 from rankwright.toolbox.metrics import judged_queries
 
 _RANDOM = 20  # negatives drawn for a query that has none
@@ -60,6 +61,20 @@ def relevance(case: Case) -> Finding:
         "  # with mine: {unlabelled: 900}; or another base"
     )
     return told(finding, number.bad and number.sure, (number,), reading, remedy)
+
+
+def closed_gap(case: Case) -> float | None:
+    """The ladder's foot: the reranker's metric minus the retriever's on the closed pools; None where they lack."""
+    if case.score is None or case.retriever is None or not case.collection.documents:
+        return None
+    gaps = [_ordered(case, pool, pool.reranked) - _ordered(case, pool, pool.retrieved) for pool in _closed_pool(case)]
+    return float(np.mean(gaps)) if gaps else None
+
+
+def _ordered(case: Case, pool: _Pool, scores: Values) -> float:
+    """The metric of a pool in the order of some scores; relevant is relevant, whatever the grade."""
+    hits = pool.good[np.lexsort((pool.good, -scores))].astype(np.int64)
+    return float(measure_grades(hits[None, :], np.ones((1, int(pool.good.sum())), dtype=np.int64), case.metric)[0])
 
 
 def asymmetry(case: Case) -> Finding:
