@@ -9,7 +9,7 @@ import pytest
 from rankwright.core import Collection, Run
 from rankwright.rooms.diagnose.case import Case, Chosen
 from rankwright.rooms.diagnose.crossfit import blend_settings, crossfit
-from rankwright.rooms.diagnose.ladder import ladder
+from rankwright.rooms.diagnose.ladder import Ladder, Rung, ladder
 
 
 def made(retrieved, reranked, qrels, documents=None, queries=None, **more):
@@ -183,3 +183,9 @@ def test_one_query_keeps_what_is_served_and_equals_do_too():
     equal = crossfit(blend_settings(20), lambda w, _: np.array([0.3, 0.1 + 0.2]), np.random.default_rng(0))
     assert equal.best == (1.0, 20)
     assert len(blend_settings(20)) == 61
+
+
+def test_a_lead_is_told_in_numbers_without_shares():
+    told = Ladder("ndcg@10", 0.01, (Rung("blended", -0.02, -2.0, "the retriever's score"),), 0.03, None, ()).lines()
+    assert "of the lead, -0.0200 is the retriever's score" in told
+    assert not any("%" in line for line in told)

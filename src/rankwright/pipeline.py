@@ -623,6 +623,7 @@ class Walk:
             findings=diagnosis["findings"],
             ladder=diagnosis["ladder"],
             blends=self.boxes.choices()["arms"],
+            depth=self.experiment.rerank.depth if self.experiment.rerank else None,
             seconds={name: float(stage["seconds"]) for name, stage in done.items() if stage},
             examples=section.examples,
         )

@@ -48,7 +48,7 @@ class ReportView:
 
     What was decided and why, each as its JSON: `verdict` (word, lines, arm, weight, depth), `findings` (those that
     fire first), `ladder` (metric, gap, rungs, residual, closed_pool, skipped), and `blends`, which maps an arm to
-    what dev chose for it and the grid behind that.
+    what dev chose for it and the grid behind that. So many candidates as `depth` have a reranker's score (None: all).
     """
 
     title: str
@@ -65,6 +65,7 @@ class ReportView:
     findings: Sequence[Mapping[str, Any]] = ()
     ladder: Mapping[str, Any] | None = None
     blends: Mapping[str, Any] = field(default_factory=dict)
+    depth: int | None = None
 
 
 def report(view: ReportView) -> str:
@@ -299,7 +300,7 @@ def _distributions(view: ReportView) -> list[tuple[str, Plot]]:
         split: tuple[list[float], list[float]] = ([], [])
         for query, hits in view.runs[arm].rankings.items():
             grades = view.qrels.get(query, {})
-            for document, score in hits:
+            for document, score in hits[: view.depth]:  # those below have no score of the reranker
                 split[grades.get(document, 0) <= 0].append(score)
         relevant, others = (_only_finite(scores) for scores in split)
         if len(relevant) or len(others):

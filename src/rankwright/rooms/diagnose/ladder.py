@@ -45,14 +45,16 @@ class Ladder:
     skipped: tuple[str, ...]
 
     def lines(self) -> list[str]:
-        """The ladder for a terminal, one line a rung."""
+        """The ladder for a terminal, one line a rung. Shares are told of a loss only: of a lead they mean nothing."""
         metric = self.metric.upper().replace("NDCG", "nDCG")
         told = [f"reranked minus retrieved, as served: {self.gap:+.4f} {metric}"]
         if self.closed_pool is not None:
             told.append(f"reranked minus retrieved, on the closed pool: {self.closed_pool:+.4f}")
         parts = [(rung.gap, rung.share, rung.said) for rung in self.rungs]
         for part, share, said in [*parts, (self.residual, self._share(self.residual), "left: the model itself")]:
-            if share is None:
+            if self.gap > 0 and share is not None:
+                told.append(f"of the lead, {part:+.4f} is {said}")
+            elif share is None:
                 told.append(f"of no gap in {metric}, {part:+.4f} is {said}")
             else:
                 told.append(
