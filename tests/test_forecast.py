@@ -110,18 +110,18 @@ def test_groups_without_labels_are_no_more_than_the_queries(wanted, groups):
 @pytest.mark.parametrize(
     ("rerank", "pairs"),
     [
-        ({"candidates": "dense", "depth": 5}, 2 * 5),
-        ({"candidates": "dense", "depth": 100}, 2 * 8),  # the retriever's depth
-        ({"candidates": "bm25", "depth": 100}, 2 * 10),  # all documents
+        ({"candidates": "dense", "depth": 5}, (2 + 1) * 5),
+        ({"candidates": "dense", "depth": 100}, (2 + 1) * 8),  # the retriever's depth
+        ({"candidates": "bm25", "depth": 100}, (2 + 1) * 10),  # all documents
     ],
 )
-def test_reranking_pairs_are_test_queries_times_depth_for_each_arm(rerank, pairs):
+def test_reranking_pairs_are_test_and_dev_queries_times_depth_for_each_arm(rerank, pairs):
     told = amounts(rerank=rerank)
     assert (told["rerank base"], told["rerank finetuned"]) == (pairs, pairs)
 
 
 def test_reranking_looks_at_the_measured_split_and_its_own_documents():
-    rerank = {"candidates": "bm25", "depth": 100}
+    rerank = {"candidates": "bm25", "depth": 100, "dev_queries": 0}
     assert amounts(rerank=rerank, evaluate={"split": "dev"})["rerank base"] == 1 * 10
     own = {"source": "rows:nowhere", "corpus": "per_split"}
     assert amounts(rerank=rerank, data=own)["rerank base"] == 2 * 4  # d7, d8, d0, d1
@@ -155,7 +155,7 @@ def test_a_folder_that_holds_no_model_is_noted(tmp_path):
 
 def test_seconds_are_passes_and_training_costs_three_and_dev_is_counted(timed):
     dev = {"queries": 50, "depth": 4, "evaluations": 2}
-    work = forecast(experiment(train={"epochs": 2, "dev": dev}, rerank={"depth": 5}), COLLECTION)
+    work = forecast(experiment(train={"epochs": 2, "dev": dev}, rerank={"depth": 5, "dev_queries": 0}), COLLECTION)
     seconds = {line.stage: line.seconds for line in work}
     dev_pairs = (1 + 2 * 2) * 1 * 4  # before training and twice an epoch, the only dev query, 4 candidates
     assert seconds == {
@@ -190,7 +190,7 @@ def test_a_training_on_a_training_and_a_merge_have_the_first_models_shape(timed)
 
 
 def test_a_real_model_is_timed(tiny_encoder):
-    work = forecast(experiment(model=str(tiny_encoder), rerank={"depth": 5}), COLLECTION)
+    work = forecast(experiment(model=str(tiny_encoder), rerank={"depth": 5, "dev_queries": 0}), COLLECTION)
     for line in work:
         if line.stage != "mine":
             assert 0 < line.seconds < 60

@@ -69,7 +69,9 @@ def forecast(experiment: Experiment, collection: Collection) -> list[Work]:
     if experiment.rerank:
         own = collection.split_documents(plan.split, per_split=experiment.data.corpus == "per_split")
         depth = min(experiment.rerank.depth, experiment.retrieve[plan.rerank_from].depth, len(own))
-        pairs = len(collection.qrels.get(plan.split, {})) * depth
+        watched = min(experiment.rerank.dev_queries, len(collection.qrels.get("dev", {})))
+        on_dev = watched if experiment.blend and plan.split != "dev" else 0
+        pairs = (len(collection.qrels.get(plan.split, {})) + on_dev) * depth
         told += [shapes.work(f"rerank {arm}", pairs, "pairs", _root(model, plan)) for arm, model in plan.arms.items()]
     return told
 

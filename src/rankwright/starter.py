@@ -14,7 +14,8 @@ from rankwright.errors import DataError
 from rankwright.toolbox.formats import READERS, sniff
 
 _TEMPLATE = """\
-# An experiment: data -> retrieve -> mine -> train -> merge -> rerank -> evaluate -> report.
+# An experiment: data -> retrieve -> mine -> train -> merge -> rerank -> blend -> evaluate
+#                -> diagnose -> verdict -> report.
 #
 #   rankwright check {name}.yaml     reads config and data, and says how much work a run would be
 #   rankwright run {name}.yaml       runs it; run it again after a change, and only what changed is done anew
@@ -68,6 +69,10 @@ merge:
 rerank:
   candidates: dense
   depth: 50
+
+# blend, diagnose and verdict have defaults: how much of the reranker's score to mix in is chosen on dev, and the run
+# ends with SHIP, BLEND, KEEP RETRIEVAL or INCONCLUSIVE. What did fine-tuning forget? This measures it:
+# general: {{source: "docstrings:"}}
 
 evaluate: {{}}
 """
