@@ -10,7 +10,7 @@ import pytest
 from rankwright.errors import ConfigError, ModelError
 from rankwright.toolbox import engine
 from rankwright.toolbox.model import Reranker
-from rankwright.toolbox.scorer import CachedScorer, both_orders, pair_lengths
+from rankwright.toolbox.scorer import CachedScorer, both_orders, pair_lengths, tokens_read
 
 PAIRS = [(f"query {number % 3} red", f"apple {number} green graph") for number in range(10)]
 
@@ -186,3 +186,8 @@ def test_pair_lengths_are_those_of_the_models_own_tokenizer(tiny_reranker):
     tokenizer = AutoTokenizer.from_pretrained(tiny_reranker)
     wanted = [len(tokenizer(*pair, truncation=False)["input_ids"]) for pair in pairs]
     assert pair_lengths(tiny_reranker)(pairs).tolist() == wanted
+
+
+def test_a_model_reads_no_more_tokens_than_it_has_places_for(tiny_reranker):
+    assert tokens_read(tiny_reranker, 512) == Reranker.load(tiny_reranker, device="cpu").max_length == 64
+    assert tokens_read(tiny_reranker, 32) == 32

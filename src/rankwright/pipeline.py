@@ -43,7 +43,7 @@ from rankwright.toolbox.formats.content import content, file_content
 from rankwright.toolbox.metrics import label, measure_name
 from rankwright.toolbox.model import SETTINGS, read_settings
 from rankwright.toolbox.progress import say, stage_line
-from rankwright.toolbox.scorer import CachedScorer, both_orders, pair_lengths
+from rankwright.toolbox.scorer import CachedScorer, both_orders, pair_lengths, tokens_read
 from rankwright.version import __version__
 from rankwright.workspace import MadeOf, RunFolder, disk_errors, stage_key, write_json, write_text
 
@@ -541,7 +541,7 @@ class Walk:
             low_precision=partial(low, what="diagnose, bf16"),
             retriever=self._pair_scorer(self.plan.rerank_from),
             tokens=pair_lengths(self.boxes.model(model)),
-            max_length=rerank_section.max_length,
+            max_length=tokens_read(self.boxes.model(model), rerank_section.max_length),
             sample=section.sample,
             resamples=section.resamples,
             seed=self.experiment.seed,

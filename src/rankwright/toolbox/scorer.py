@@ -96,3 +96,12 @@ def pair_lengths(reference: str | Path) -> Callable[[Sequence[tuple[str, str]]],
         return np.array([counts[query] + counts[document] + special for query, document in pairs], dtype=np.int64)
 
     return lengths
+
+
+def tokens_read(reference: str | Path, max_length: int) -> int:
+    """How many tokens of a pair a model reads when it is asked for `max_length`: its own limit may be smaller."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    folder = locate(str(reference))
+    longest = engine.longest_input(AutoConfig.from_pretrained(folder), AutoTokenizer.from_pretrained(folder))
+    return min(max_length, longest)
