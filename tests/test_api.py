@@ -107,8 +107,8 @@ def test_a_check_writes_nothing_and_counts_what_a_run_then_does(tiny_experiment,
     assert work["train finetuned"].amount == 2 * sum(map(len, groups))
     assert work["train distilled"].amount == pytest.approx(sum(map(len, unlabelled)), rel=0.1)
     for arm in ("base", "finetuned", "merged"):
-        reranked = trec.read_run(run / f"rerank/{arm}.test.run")
-        assert work[f"rerank {arm}"].amount == 10 * len(reranked.rankings)
+        runs = [trec.read_run(run / f"rerank/{arm}.{split}.run") for split in ("dev", "test")]
+        assert work[f"rerank {arm}"].amount == 10 * sum(len(reranked.rankings) for reranked in runs)
     assert work["retrieve dense"].amount == 160 + 40
     stores = finished.glob(".cache/embeddings/*/keys.u64")
     assert sum(file.stat().st_size // 8 for file in stores) == work["retrieve dense"].amount

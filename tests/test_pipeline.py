@@ -367,3 +367,24 @@ def test_the_status_of_no_run_is_an_artefact_error(tmp_path):
 def test_the_resolved_yaml_is_an_experiment_that_reuses_everything(finished):
     values = yaml.safe_load((finished / "tiny/resolved.yaml").read_text())
     assert that_run(values, finished) == set()
+
+
+def test_with_two_retrievers_their_fusions_are_arms_and_the_baseline_is_the_best_of_them_on_dev(
+    tiny_experiment, finished_copy
+):
+    values = changed(tiny_experiment, retrieve__words={"kind": "bm25"}, rerank__candidates="dense")
+    values = changed(values, mine__candidates="dense")
+    result = rw.run(values, runs=finished_copy)
+    assert result.table["arms"][:4] == ["retrieval", "rrf", "fused", "base"]
+    chosen = json.loads((result.folder / "blend/choices.json").read_text())
+    assert sum(chosen["fusion"]["weights"].values()) == pytest.approx(1)
+    dev = {"retrieval": chosen["arms"]["base"]["retrieval"], **{way: chosen["fusion"][way] for way in ("rrf", "fused")}}
+    assert dev[result.verdict["baseline"]] == max(dev.values())
+
+
+def test_without_a_blend_or_a_diagnosis_the_walk_still_comes_to_a_verdict(tiny_experiment, finished_copy):
+    values = changed(tiny_experiment, blend=None, diagnose=None, general=None)
+    result = rw.run(values, runs=finished_copy)
+    assert result.table["arms"] == ["retrieval", "base", "finetuned", "merged"]
+    assert (result.verdict["arm"], result.verdict["general"]) == ("finetuned", "not measured")
+    assert "<html" in result.report.read_text()

@@ -470,7 +470,7 @@ class Walk:
         """Retrieval, fusions of retrievers, the arms, the arms blended."""
         split = self.plan.split
         runs = {RETRIEVAL: self.boxes.candidates(self.plan.rerank_from, split)}
-        chosen = self.boxes.choices() if self.experiment.blend else {"arms": {}, "fusion": None}
+        chosen = self._choices()
         if chosen["fusion"]:
             runs |= {name: self.boxes.blended(name, split) for name in (RRF, FUSED)}
         runs |= {arm: self.boxes.reranked(arm, split) for arm in self._arms()}
@@ -502,6 +502,16 @@ class Walk:
         stages = ["data", "retrieve", "evaluate", "rerank", *self._optional("mine", "blend", "general")]
         return {**made, **self._inputs(*stages), "room": VERSIONS["diagnose"]}
 
+    def _choices(self) -> dict[str, Any]:
+        """What dev chose. Without the stage, what an earlier walk left there does not count."""
+        return self.boxes.choices() if "blend" in self.keys else {"arms": {}, "fusion": None}
+
+    def _general_values(self) -> dict[str, Any]:
+        return self.boxes.general() if "general" in self.keys else {}
+
+    def _made(self, stage: str, file: str) -> Any:
+        return self.boxes.values(stage, file) if stage in self.keys else None
+
     def _optional(self, *stages: str) -> list[str]:
         return [stage for stage in stages if stage in self.keys]
 
@@ -522,8 +532,8 @@ class Walk:
         training = self.experiment.train.get(model.name) if model.kind == "train" else None
         scorer, _ = self._scorer(model)
         low, _ = self._scorer(model, precision="bf16")
-        chosen = self.boxes.choices()["arms"].get(arm)
-        general_values, before = self.boxes.general(), self._before(arm)
+        chosen = self._choices()["arms"].get(arm)
+        general_values, before = self._general_values(), self._before(arm)
         return Case(
             retrieved=self.boxes.candidates(self.plan.rerank_from, self.plan.split),
             reranked=self.boxes.reranked(arm, self.plan.split),
@@ -574,14 +584,14 @@ class Walk:
     def _verdict(self, out: Path) -> list[str]:
         section = self.experiment.verdict
         assert section
-        chosen = self.boxes.choices() if self.experiment.blend else {"arms": {}, "fusion": None}
+        chosen = self._choices()
         dev = next(iter(chosen["arms"].values()), {"retrieval": None})["retrieval"]
         baselines: dict[str, float | None] = {RETRIEVAL: dev}
         if chosen["fusion"]:
             baselines |= {name: chosen["fusion"][name] for name in (RRF, FUSED)}
         assert self.experiment.rerank
         arms = [_judged_arm(arm, chosen["arms"].get(arm), self.experiment.rerank.depth) for arm in self._arms()]
-        values, before = self.boxes.general(), self._before(preferred(arms).name)
+        values, before = self._general_values(), self._before(preferred(arms).name)
         found = verdict(
             self.boxes.per_query(section.metric),
             arms,
@@ -609,7 +619,7 @@ class Walk:
         assert section
         collection = self.boxes.collection
         done = {stage.name: self.folder.read(stage.name) for stage in self.stages()}
-        diagnosis = self.boxes.values("diagnose", "findings.json") or {"findings": (), "ladder": None}
+        diagnosis = self._made("diagnose", "findings.json") or {"findings": (), "ladder": None}
         view = ReportView(
             title=section.title or self.experiment.name,
             table=self.boxes.table(),
@@ -619,10 +629,10 @@ class Walk:
             documents=collection.documents,
             trainings={name: self.boxes.log(name) for name in self.plan.trainings},
             data_lines=self.boxes.data_lines(),
-            verdict=self.boxes.values("verdict", "verdict.json"),
+            verdict=self._made("verdict", "verdict.json"),
             findings=diagnosis["findings"],
             ladder=diagnosis["ladder"],
-            blends=self.boxes.choices()["arms"],
+            blends=self._choices()["arms"],
             depth=self.experiment.rerank.depth if self.experiment.rerank else None,
             seconds={name: float(stage["seconds"]) for name, stage in done.items() if stage},
             examples=section.examples,
