@@ -37,7 +37,7 @@ from rankwright.rooms.rerank import rerank
 from rankwright.rooms.retrieve import RetrieveContext, pair_scorer, retrieve
 from rankwright.rooms.train import DevSet, Workbench, train
 from rankwright.rooms.verdict import Arm, preferred, verdict
-from rankwright.sections import Experiment, ImportRetriever, MergeSection, Precision, Section
+from rankwright.sections import Experiment, FuseRetriever, ImportRetriever, MergeSection, Precision, Section
 from rankwright.toolbox.formats import Splits, read
 from rankwright.toolbox.formats.content import content, file_content
 from rankwright.toolbox.metrics import label, measure_name
@@ -240,8 +240,14 @@ class Walk:
 
     def _pair_scorer(self, retriever: str) -> PairScorer:
         splits = [split for split in SPLITS if split in self.boxes.collection.qrels]
-        runs = {split: self.boxes.candidates(retriever, split) for split in splits}
+        runs = {name: {split: self.boxes.candidates(name, split) for split in splits} for name in self._needed(retriever)}
         return pair_scorer(self.boxes.collection, retriever, self.experiment.retrieve, self.context, runs)
+
+    def _needed(self, retriever: str) -> list[str]:
+        """The retriever and all that it fuses."""
+        section = self.experiment.retrieve[retriever]
+        below = section.of if isinstance(section, FuseRetriever) else []
+        return [retriever, *(name for one in below for name in self._needed(one))]
 
     # -------------------------------------------------------------------------------------------- mine
 

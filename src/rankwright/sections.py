@@ -63,11 +63,13 @@ class Bm25Retriever(Section):
 
 
 class FuseRetriever(Section):
-    """Several runs made one: reciprocal rank fusion, or a weighted sum of min-max normalised scores."""
+    """Several runs made one: by reciprocal ranks, a weighted sum of min-max scores, or weights that dev chooses."""
 
     kind: Literal["fuse"]
     of: list[str] = Field(min_length=2, description="names of other retrievers")
-    method: Literal["rrf", "weighted"] = Field("rrf", description="reciprocal ranks, or a weighted sum of scores")
+    method: Literal["rrf", "weighted", "tuned"] = Field(
+        "rrf", description="reciprocal ranks, a weighted sum of scores, or one whose weights are chosen on dev"
+    )
     rrf_k: int = Field(60, ge=1, description="the constant of reciprocal rank fusion")
     weights: list[float] | None = Field(None, description="one a retriever, for weighted")
     depth: int = Field(100, ge=1, description="candidates a query")

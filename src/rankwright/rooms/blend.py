@@ -7,8 +7,7 @@ several. It does not know what is relevant on the measured split, nor which mode
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -19,14 +18,13 @@ from rankwright.core import Qrels, Run
 from rankwright.errors import DataError
 from rankwright.sections import BlendSection
 from rankwright.toolbox import metrics, stats
-from rankwright.toolbox.fuse import rrf, weighted
+from rankwright.toolbox.fuse import rrf, simplex, weighted
 from rankwright.toolbox.lists import NORMALISATION, Lists
 
 Values = NDArray[np.float64]
 
 SUFFIX = "-blend"
 RRF, FUSED = "rrf", "fused"
-_FUSION_STEPS = 10
 _RESAMPLES = 1000
 
 
@@ -131,7 +129,7 @@ def fuse(dev: Mapping[str, Run], qrels: Qrels, metric: str) -> Fusion | None:
     runs = [dev[name] for name in names]
     tried = [
         (float(metrics.per_query(weighted(runs, weights), qrels, [metric])[metric].mean()), weights)
-        for weights in _simplex(len(names))
+        for weights in simplex(len(names))
     ]
     best = max(value for value, _ in tried)
     weights = next(weights for value, weights in tried if value == best)
@@ -147,12 +145,3 @@ def fused(runs: Mapping[str, Run], fusion: Fusion) -> dict[str, Run]:
 
 def _mean(lists: Lists, weight: float, depth: int, metric: str) -> Values:
     return lists.measure(lists.order(weight, depth), metric)
-
-
-def _simplex(parts: int) -> Sequence[tuple[float, ...]]:
-    """All weights of so many parts that sum to 1, in steps of 0.1."""
-    return [
-        tuple(step / _FUSION_STEPS for step in (*steps, _FUSION_STEPS - sum(steps)))
-        for steps in itertools.product(range(_FUSION_STEPS + 1), repeat=parts - 1)
-        if sum(steps) <= _FUSION_STEPS
-    ]

@@ -9,17 +9,18 @@ from __future__ import annotations
 import difflib
 import graphlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rankwright.core import SPLITS, Collection, Run
-from rankwright.errors import ConfigError, problems_error
+from rankwright.core import SPLITS, Collection, Run, text_id
+from rankwright.errors import ConfigError, DataError, problems_error
 from rankwright.sections import Bm25Retriever, DenseRetriever, FuseRetriever, ImportRetriever, Retriever
 from rankwright.toolbox import fuse
+from rankwright.toolbox.metrics import per_query
 from rankwright.toolbox.progress import bar, say
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ SplitRuns = dict[str, Run]
 
 _MARGIN = 16  # documents searched beyond the depth, for FAISS's rounding
 _BLOCK = 1 << 22  # numbers held at once while searching: about 16 MB
+_TUNED_ON = 300  # dev queries at most that choose a fusion's weights
 _ROWS = 512  # and rows: enough for a matrix product's pace, few enough for the bar to move
 
 
@@ -86,7 +88,9 @@ def retrieve(
     runs: dict[str, SplitRuns] = {}
     for name in order:
         retriever = section[name]
-        if isinstance(retriever, FuseRetriever):
+        if isinstance(retriever, FuseRetriever) and retriever.method == "tuned":
+            runs[name] = Tuned.of(collection, name, section, context, runs).runs()
+        elif isinstance(retriever, FuseRetriever):
             runs[name] = _fuse(retriever, runs)
         elif isinstance(retriever, ImportRetriever):
             runs[name] = {split: run for pool in pools for split, run in _import(name, retriever, collection, pool)}
@@ -103,14 +107,14 @@ def pair_scorer(
     name: str,
     section: Mapping[str, Retriever],
     context: RetrieveContext,
-    runs: Mapping[str, Run] | None = None,
+    runs: Mapping[str, Mapping[str, Run]] | None = None,
 ) -> PairScorer:
     """A function that gives retriever `name`'s own score of (query id, document id) pairs: float32 (pairs,).
 
     The scores are those of its run. `dense` and `bm25` score any pair of the collection (but a document outside
-    a query's own split's corpus is NaN to `bm25`, whose statistics do not have it); `fuse` and `import` read `runs`,
-    which are theirs by split, and give NaN where those lack the pair. Give a cache when you call it more than
-    once: without one, `dense` encodes the pairs' texts at every call.
+    a query's own split's corpus is NaN to `bm25`, whose statistics do not have it), and so does a fusion that is
+    `tuned`; other fusions and `import` read `runs` (retriever name -> split -> run) and give NaN where theirs lack
+    the pair. Give a cache when you call it more than once: without one, `dense` encodes the pairs' texts at every call.
     """
     retriever = section[name]
     if isinstance(retriever, DenseRetriever):
@@ -119,7 +123,110 @@ def pair_scorer(
         return _bm25_scorer(collection, retriever, context)
     if runs is None:
         raise ValueError(f"the scores of {name!r} ({retriever.kind}) are in its runs: give them")
-    return _run_scorer(list(runs.values()))
+    if isinstance(retriever, FuseRetriever) and retriever.method == "tuned":
+        return Tuned.of(collection, name, section, context, runs).score
+    return _run_scorer(list(runs[name].values()))
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A fusion whose weights dev chose: each member scores every candidate, in units of its own run's spread.
+
+    A convex combination of normalised scores (Bruch, Gai and Ingber, 2210.11934). A member's scores for a query are
+    standardised by the mean and deviation of its own run, so that any pair has a score, also one that is in no run.
+    """
+
+    collection: Collection
+    depth: int
+    members: dict[str, PairScorer]
+    member_runs: dict[str, SplitRuns]
+    weights: dict[str, float]
+
+    @classmethod
+    def of(
+        cls,
+        collection: Collection,
+        name: str,
+        section: Mapping[str, Retriever],
+        context: RetrieveContext,
+        runs: Mapping[str, Mapping[str, Run]],
+    ) -> Tuned:
+        """Choose the weights: the best nDCG@10 on a sample of dev, of equals the first; steps of 0.1, summing to 1.
+
+        Raises:
+            DataError: there is no dev split.
+        """
+        retriever = section[name]
+        assert isinstance(retriever, FuseRetriever)
+        if not collection.qrels.get("dev"):
+            raise DataError(f"retrieve.{name}: no dev split to choose weights on", hint="method: rrf, or data.dev_share")
+        members = {one: pair_scorer(collection, one, section, context, runs) for one in retriever.of}
+        equal = dict.fromkeys(retriever.of, 1 / len(retriever.of))
+        member_runs = {one: dict(runs[one]) for one in retriever.of}
+        even = cls(collection, retriever.depth, members, member_runs, equal)
+        return replace(even, weights=even._choose())
+
+    def runs(self) -> SplitRuns:
+        """The fused run of each split: the best `depth` of what any member found."""
+        return {split: self._run(split, list(self._found(split)), self.depth) for split in self._splits()}
+
+    def score(self, pairs: Sequence[tuple[str, str]]) -> Scores:
+        """The fused score of (query id, document id) pairs, float32 (pairs,)."""
+        parts = self._parts(pairs)
+        return sum(weight * parts[one] for one, weight in self.weights.items()).astype(np.float32)  # type: ignore[union-attr]
+
+    def _splits(self) -> list[str]:
+        return list(next(iter(self.member_runs.values())))
+
+    def _found(self, split: str) -> dict[str, list[str]]:
+        """Query -> what any member found."""
+        found: dict[str, dict[str, None]] = {}
+        for runs in self.member_runs.values():
+            for query in runs[split].rankings:
+                found.setdefault(query, {}).update(dict.fromkeys(runs[split].documents(query)))
+        return {query: list(documents) for query, documents in found.items()}
+
+    def _run(self, split: str, queries: Sequence[str], depth: int) -> Run:
+        found = self._found(split)
+        pairs = [(query, document) for query in queries for document in found.get(query, ())]
+        scores: dict[str, dict[str, float]] = {}
+        for (query, document), score in zip(pairs, self.score(pairs).tolist(), strict=True):
+            scores.setdefault(query, {})[document] = score
+        return Run.from_scores(scores, depth)
+
+    def _choose(self) -> dict[str, float]:
+        qrels = self.collection.qrels["dev"]
+        chosen = sorted(qrels, key=lambda query: text_id("dev" + self.collection.queries[query]))[:_TUNED_ON]
+        found = self._found("dev")
+        pairs = [(query, document) for query in chosen for document in found.get(query, ())]
+        parts = self._parts(pairs)
+        some = {query: qrels[query] for query in chosen}
+        tried = []
+        for weights in fuse.simplex(len(parts)):
+            mixed = sum(weight * part for weight, part in zip(weights, parts.values(), strict=True))
+            scores: dict[str, dict[str, float]] = {}
+            for (query, document), score in zip(pairs, np.asarray(mixed).tolist(), strict=True):
+                scores.setdefault(query, {})[document] = score
+            values = per_query(Run.from_scores(scores, 10), some, ["ndcg@10"])["ndcg@10"]
+            tried.append((round(float(values.mean()), 12), weights))
+        best = max(value for value, _ in tried)
+        weights = next(weights for value, weights in tried if value == best)
+        return dict(zip(parts, weights, strict=True))
+
+    def _parts(self, pairs: Sequence[tuple[str, str]]) -> dict[str, NDArray[np.float64]]:
+        """Each member's standardised scores of the pairs, float64 (pairs,)."""
+        return {one: self._standardised(one, pairs) for one in self.members}
+
+    def _standardised(self, member: str, pairs: Sequence[tuple[str, str]]) -> NDArray[np.float64]:
+        own = {query: hits for run in self.member_runs[member].values() for query, hits in run.rankings.items()}
+        raw = self.members[member](pairs).astype(np.float64)
+        by_query: dict[str, list[int]] = {}
+        for place, (query, _) in enumerate(pairs):
+            by_query.setdefault(query, []).append(place)
+        done = np.zeros(len(pairs))
+        for query, places in by_query.items():
+            done[places] = fuse.standardised(raw[places], [score for _, score in own.get(query, ())])
+        return done
 
 
 def flat_search(queries: Scores, documents: Scores, depth: int, what: str = "search") -> tuple[Scores, Positions]:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
 
 from rankwright.core import Run
 
@@ -44,6 +48,29 @@ def weighted(runs: Sequence[Run], weights: Sequence[float], *, depth: int | None
         ],
         depth,
     )
+
+
+def standardised(scores: NDArray[np.float64], own: Sequence[float]) -> NDArray[np.float64]:
+    """Scores in standard deviations from the mean of a retriever's `own` scores for the query: the same shape.
+
+    A score that is not a number counts as the lowest of its own; where those are all equal, every score is 0.
+    """
+    if not own:
+        return np.zeros_like(scores)
+    known = np.asarray(own, dtype=np.float64)
+    spread = float(known.std())
+    if spread <= 1e-12 * float(np.abs(known).max()):
+        return np.zeros_like(scores)
+    return (np.where(np.isnan(scores), known.min(), scores) - known.mean()) / spread
+
+
+def simplex(parts: int, steps: int = 10) -> list[tuple[float, ...]]:
+    """All weights of so many parts that sum to 1, in steps of 1 / `steps`."""
+    return [
+        tuple(step / steps for step in (*some, steps - sum(some)))
+        for some in itertools.product(range(steps + 1), repeat=parts - 1)
+        if sum(some) <= steps
+    ]
 
 
 def min_max(scores: Mapping[str, float]) -> dict[str, float]:
