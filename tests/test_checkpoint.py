@@ -136,6 +136,44 @@ def test_bests_outlive_the_saving_of_checkpoints(tmp_path):
     checkpoint.load_best(tmp_path, 0, model)
 
 
+def test_an_average_is_the_mean_of_the_steps_asked_for(tmp_path):
+    model, optimizer = trainee(steps=1)
+    seen = {}
+    for step in (1, 2, 3):
+        checkpoint.save_recent(tmp_path, step, model)
+        seen[step] = weights(model)
+        advance(model, optimizer, 1)
+    checkpoint.load_average(tmp_path, [1, 3], model)
+    torch.testing.assert_close(weights(model), (seen[1] + seen[3]) / 2)
+    checkpoint.load_average(tmp_path, [2], model)
+    assert torch.equal(weights(model), seen[2])
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_recent_weights_are_forgotten_but_for_some_and_bests_stay(tmp_path):
+    model, _ = trainee()
+    checkpoint.save_best(tmp_path, 1, model)
+    for step in (1, 2, 3):
+        checkpoint.save_recent(tmp_path, step, model)
+    checkpoint.forget_recent(tmp_path, but=[2, 3])
+    names = {file.name for file in tmp_path.iterdir()}
+    assert names == {f"{name}.safetensors" for name in ("best-000001", "recent-000002", "recent-000003")}
+    checkpoint.forget_bests(tmp_path, but=9)
+    assert {file.name for file in tmp_path.iterdir()} == names - {"best-000001.safetensors"}
+
+
+def test_an_average_keeps_shared_weights_shared(tmp_path):
+    model = torch.nn.ModuleDict({"a": torch.nn.Linear(3, 3), "b": torch.nn.Linear(3, 3)})
+    model["b"].weight = model["a"].weight
+    for step, value in ((1, 1.0), (2, 2.0)):
+        with torch.no_grad():
+            model["a"].weight.fill_(value)
+        checkpoint.save_recent(tmp_path, step, model)
+    checkpoint.load_average(tmp_path, [1, 2], model)
+    assert model["a"].weight is model["b"].weight
+    assert torch.equal(model["b"].weight, torch.full((3, 3), 1.5))
+
+
 def test_shared_weights_are_saved_once_and_come_back_shared(tmp_path):
     model = torch.nn.ModuleDict({"a": torch.nn.Linear(3, 3), "b": torch.nn.Linear(3, 3)})
     model["b"].weight = model["a"].weight

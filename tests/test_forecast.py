@@ -95,6 +95,20 @@ def test_training_pairs_follow_epochs_and_steps(train, groups):
     assert amounts(train=train)["train finetuned"] == groups * width
 
 
+@pytest.mark.parametrize(
+    ("train", "pairs"),
+    [
+        ({"max_pairs": 15}, 3 * 5),  # an epoch: 15 pairs in 2 steps
+        ({"max_pairs": 16}, (3 + 2) * 5),
+        ({"max_pairs": 30, "epochs": 0.1}, 6 * 5),
+        ({"max_pairs": 30, "max_steps": 1}, 2 * 5),
+        ({"max_pairs": 12, "sample": {"positives": 1, "negatives": 1}}, 6 * 2),
+    ],
+)
+def test_max_pairs_says_how_many_pairs_whatever_epochs_says(train, pairs):
+    assert amounts(train=train)["train finetuned"] == pairs
+
+
 def test_a_sample_makes_groups_smaller_but_never_larger():
     assert amounts(train={"sample": {"positives": 1, "negatives": 1}})["train finetuned"] == 3 * 2
     assert amounts(train={"sample": {"positives": 9, "negatives": 90}})["train finetuned"] == 3 * 5

@@ -38,6 +38,16 @@ def test_groups_come_back_as_they_were_written(tmp_path):
     assert json.loads(path.read_text().split("\n")[1])["pos"] == []
 
 
+def test_weights_of_negatives_come_back_and_stand_in_the_file_only_when_one_is_not_1(tmp_path):
+    weighed = replace(LABELLED, weights=[1.0, 1.0, 0.1 + 0.2, 0.0])
+    flag.write_groups(tmp_path / "x", [LABELLED, weighed])
+    plain, told = map(json.loads, (tmp_path / "x").read_text().split("\n")[:2])
+    assert "neg_weights" not in plain
+    assert told["neg_weights"] == [0.1 + 0.2, 0.0]
+    assert flag.read_groups(tmp_path / "x") == [LABELLED, weighed]
+    assert LABELLED.weights == [1.0] * 4
+
+
 def test_what_is_read_and_written_again_has_the_same_bytes(tmp_path):
     group = replace(LABELLED, teacher=[math.nan, np.float32(0.1), math.nan, 1])
     flag.write_groups(tmp_path / "a", [group])
@@ -70,6 +80,10 @@ def test_a_file_of_flag_embedding_gives_groups(tmp_path):
         ({"query": "q", "pos": ["a"], "pos_scores": []}, "pos_scores must be a list of 1 values"),
         ({"query": "q", "pos": ["a"], "pos_scores": ["1"]}, "scores must be numbers or null"),
         ({"query": "q", "pos": ["a"], "pos_grades": [0]}, "pos_grades must be whole numbers above 0"),
+        ({"query": "q", "pos": [], "neg": ["a"], "neg_weights": []}, "neg_weights must be a list of 1 values"),
+        ({"query": "q", "pos": [], "neg": ["a"], "neg_weights": [1.5]}, "neg_weights must be numbers from 0 to 1"),
+        ({"query": "q", "pos": [], "neg": ["a"], "neg_weights": [math.nan]}, "neg_weights must be numbers from 0 to 1"),
+        ({"query": "q", "pos": [], "neg": ["a"], "neg_weights": [None]}, "neg_weights must be numbers from 0 to 1"),
         ({"query": "q", "pos": [1]}, "pos must be a list of texts"),
         ({"query": 1, "pos": []}, "query must be a text"),
         ({"query": "q", "positive": []}, "query and pos are expected; found query, positive"),

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from rankwright.core import Run
-from rankwright.toolbox.fuse import min_max, rrf, weighted
+from rankwright.toolbox.fuse import min_max, rrf, scale, simplex, standardised, weighted
 
 
 def run_of(**queries):
@@ -101,3 +101,21 @@ def test_only_the_first_depth_documents_are_kept(random_runs):
 def test_a_weight_too_few_is_a_mistake(random_runs):
     with pytest.raises(ValueError, match="argument"):
         weighted(random_runs, [1, 1])
+
+
+def test_scores_are_standardised_by_their_own_scales():
+    scales = [scale([1.0, 3.0]), scale([1.0, 3.0]), scale([0.1, 0.1, 0.1]), scale([])]
+    assert scales[0] == (2.0, 1.0, 1.0)
+    assert standardised(np.array([4.0, np.nan, 0.1, 7.0], dtype=np.float32), scales).tolist() == [2.0, -1.0, 0.0, 0.0]
+    assert standardised(np.zeros(0), []).shape == (0,)
+
+
+def test_equal_scores_have_no_spread_whatever_rounding_leaves_of_them():
+    own = [0.1 + 1e-17 * place for place in range(7)] + [np.nextafter(0.1, 1)]
+    assert scale(own).spread == 0
+
+
+@pytest.mark.parametrize(("parts", "steps"), [(1, 10), (2, 10), (3, 10), (4, 5)])
+def test_the_simplex_holds_all_weights_that_sum_to_1_in_order(parts, steps):
+    grid = itertools.product(range(steps + 1), repeat=parts)
+    assert simplex(parts, steps) == [tuple(one / steps for one in some) for some in grid if sum(some) == steps]

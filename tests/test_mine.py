@@ -237,6 +237,129 @@ def test_the_filter_reads_its_own_scores_and_the_group_keeps_the_teachers():
     assert group.teacher == pytest.approx([1.0, 0.9, 0.1])
 
 
+@pytest.mark.parametrize(
+    ("against", "whose", "compared", "kept_ones"),
+    [
+        ("mean", "the positives", 0.75, {"d3", "d4"}),
+        ("min", "the lowest positive", 0.5, {"d4"}),
+        ("max", "the highest positive", 1.0, {"d2", "d3", "d4"}),
+    ],
+)
+def test_the_filter_compares_with_the_positives_that_it_is_told_to(against, whose, compared, kept_ones):
+    case = by_hand([0.6, 0.4, 0.3, 0.2], positives=("d0", "p1", "p2"), extra={"d0": 1.0, "p1": 0.5})
+    kept, dropped, _ = kept_and_dropped(*case, None, drop_above=0.5, filter_against=against)
+    assert kept == kept_ones
+    assert {d.positive_score for d in dropped.values()} == {compared}
+    assert {d.reason for d in dropped.values()} == {f"scores at least 0.5 of {whose}"}
+
+
+# ------------------------------------------------------------------------------------------------ holes in labels
+
+
+def holed(queries=60, width=20, *, seed=0):
+    """Each query has five relevant documents at the top of its window, three of them labelled; and their ids."""
+    rng = np.random.default_rng(seed)
+    documents, texts, train, scores, relevant_ones = {}, {}, {}, {}, set()
+    for number in range(queries):
+        names = [f"q{number}-{place}" for place in range(width)]
+        documents |= {name: f"text {name}" for name in names}
+        texts[f"q{number}"] = f"query {number}"
+        train[f"q{number}"] = {names[place]: 1 for place in rng.choice(5, 3, replace=False)}
+        values = rng.normal(size=width) + 8 * (np.arange(width) < 5)
+        scores[f"q{number}"] = dict(zip(names, (values * (1 + number) + number).tolist(), strict=True))
+        relevant_ones |= set(names[:5])
+    return Collection(documents, texts, {"train": train, "dev": {}, "test": {}}), Run.from_scores(scores), relevant_ones
+
+
+def weights_of(found):
+    return {
+        (group.query_id, document): weight
+        for group in found.groups
+        for document, weight in zip(group.document_ids, group.weights, strict=True)
+    }
+
+
+def test_mined_negatives_that_look_like_the_labelled_count_less_when_holes_are_weighed():
+    collection, run, truth = holed()
+    found = mined(collection, run, section(negatives=20, random=3, holes="weigh"))
+    looks, others = [], []
+    for group in found.groups:
+        for document, weight, origin in zip(group.document_ids, group.weights, group.origins, strict=True):
+            if origin == "mined":
+                (looks if document in truth else others).append(weight)
+            else:
+                assert weight == 1
+        assert not any(label for label, o in zip(group.labels, group.origins, strict=True) if o != "positive")
+    assert len(looks) > 50
+    assert np.mean(looks) < 0.2
+    assert np.mean(others) > 0.95
+    mean = np.mean(looks + others)
+    told = found.lines(section(holes="weigh"))
+    assert f"a mined negative counts {mean:.3f} on average: the labels may have holes" in told
+
+
+def test_holes_are_ignored_by_default_and_then_groups_are_the_same_but_for_their_weights():
+    collection, run, _ = holed()
+    plain, weighed = mined(collection, run), mined(collection, run, section(holes="weigh"))
+    assert set(weights_of(plain).values()) == {1.0}
+    bare = lambda group: repr(replace(group, weights=()))  # noqa: E731
+    assert [bare(group) for group in plain.groups] == [bare(group) for group in weighed.groups]
+    assert not any("on average" in line for line in plain.lines(section()))
+
+
+def test_what_dev_and_test_judge_does_not_change_the_weights():
+    collection, run, _ = holed()
+    train = dict(list(collection.qrels["train"].items())[:40])
+    rest = dict(list(collection.qrels["train"].items())[40:])
+    made = section(holes="weigh")
+    none, judged = ({"train": train, "dev": held, "test": {}} for held in ({}, rest))
+    first, second = (mined(replace(collection, qrels=qrels), run, made) for qrels in (none, judged))
+    assert repr(first.groups) == repr(second.groups)
+    assert min(weights_of(first).values()) < 1
+
+
+def test_a_candidate_judged_not_relevant_is_no_hole():
+    collection, run, _ = holed()
+    unlabelled = {q: [d for d in run.documents(q)[:5] if d not in g] for q, g in collection.qrels["train"].items()}
+    for query in list(unlabelled)[:20]:
+        collection.qrels["train"][query] |= dict.fromkeys(unlabelled[query], 0)
+    weights = weights_of(mined(collection, run, section(negatives=20, random=0, given=0, holes="weigh")))
+    for number, (query, documents) in enumerate(unlabelled.items()):
+        for document in documents:
+            assert (weights[query, document] == 1) == (number < 20)
+
+
+def test_too_few_labelled_positives_in_the_windows_leave_weights_at_1_and_are_counted():
+    collection, run, _ = holed(queries=6)
+    found = mined(collection, run, section(holes="weigh"))
+    assert set(weights_of(found).values()) == {1.0}
+    told = found.lines(section(holes="weigh"))
+    assert "holes not weighed: 18 labelled positives stand in the windows, 20 are needed" in told
+
+
+def test_the_filter_sets_aside_before_holes_are_weighed_and_changes_no_weight():
+    collection, run, _ = holed()
+    made = section(negatives=20, random=0, given=0, holes="weigh")
+    plain = weights_of(mined(collection, run, made))
+    filtered = mined(collection, run, made.model_copy(update={"drop_above": 0.95}))
+    dropped = {(each.query_id, each.document_id) for each in filtered.dropped}
+    assert dropped
+    assert weights_of(filtered) == {pair: weight for pair, weight in plain.items() if pair not in dropped}
+
+
+def test_holes_are_weighed_by_the_filters_scores_and_candidates_without_one_count_in_full():
+    collection, run, truth = holed()
+    upside_down = lambda pairs: np.array(  # noqa: E731
+        [math.nan if d.endswith("-19") else float(d in truth) + 0.01 * len(d) for _, d in pairs], dtype=np.float32
+    )
+    flat = lambda pairs: np.zeros(len(pairs), dtype=np.float32)  # noqa: E731
+    made = section(negatives=20, random=0, given=0, holes="weigh")
+    read = weights_of(mined(collection, run, made, teacher=flat, filter_scores=upside_down))
+    assert min(read.values()) < 0.1
+    assert {weight for (_, document), weight in read.items() if document.endswith("-19")} == {1.0}
+    assert set(weights_of(mined(collection, run, made, teacher=flat)).values()) == {1.0}
+
+
 # ------------------------------------------------------------------------------------------- counts and mixes
 
 

@@ -282,7 +282,7 @@ def full(*_, **__):
         ("merge", "rankwright.rooms.merge._write_tensors"),
         ("rerank", "rankwright.toolbox.store._write_at"),
         ("evaluate", "pyarrow.parquet.write_table"),
-        ("report", "rankwright.pipeline.write_text"),
+        ("report", "rankwright.pipeline.judging.write_text"),
         ("report", "os.fsync"),
     ],
 )

@@ -131,3 +131,10 @@ def test_a_hub_id_that_is_like_a_word_is_still_a_hub_id():
 def test_dev_is_not_needed_where_nothing_watches_it():
     made = plan(train={"tuned": {"dev": None, "keep": "last"}})
     assert "dev" not in made.splits
+
+
+def test_a_fusion_whose_weights_dev_chooses_needs_dev():
+    both = {"kind": "fuse", "of": ["dense", "bm25"]}
+    for method, splits in {"rrf": ("train", "test"), "tuned": ("train", "dev", "test")}.items():
+        retrievers = {"both": {**both, "method": method}, "dense": {"kind": "dense"}, "bm25": {"kind": "bm25"}}
+        assert plan(retrieve=retrievers).splits == splits

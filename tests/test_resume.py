@@ -92,7 +92,7 @@ KILLS = {
     "merge, before the folder takes its name": ("merge", "rankwright.rooms.merge:_replace", 1),
     "rerank, between two shards of an arm": ("rerank", "rankwright.toolbox.scorer:CachedScorer._compute", 10),
     "evaluate, between two files": ("evaluate", "pyarrow.parquet:write_table", 1),
-    "report, before the page": ("report", "rankwright.pipeline:report", 1),
+    "report, before the page": ("report", "rankwright.pipeline.judging:report", 1),
 }
 """Where: the stage, the function, and the how-manieth call of it that SIGKILL comes before (or after).
 

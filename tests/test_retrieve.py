@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 
+from rankwright.config import validate
 from rankwright.core import Collection, Run, canonical
 from rankwright.errors import ConfigError, DataError
 from rankwright.rooms import retrieve as room
@@ -249,6 +252,84 @@ def test_fusions_in_a_circle_are_refused(collection, context, circle):
     assert caught.value.where == "retrieve"
 
 
+# --- fusions whose weights dev chooses
+
+
+def tuned(*of, depth=8):
+    return FuseRetriever(kind="fuse", of=list(of), method="tuned", depth=depth)
+
+
+def test_a_tuned_fusion_holds_the_best_of_what_any_member_found_at_the_chosen_weights(
+    collection, dense, context, capsys
+):
+    section = {"hybrid": tuned("dense", "bm25"), "dense": dense, "bm25": BM25}
+    runs = retrieve(collection, section, context)
+    said = capsys.readouterr().err
+    told = re.search(r"hybrid: dense ([01]\.\d\d), bm25 ([01]\.\d\d) \(nDCG@10 on 3 dev queries .* alone -> ", said)
+    weights = dict(zip(("dense", "bm25"), map(float, told.groups()), strict=True))
+    scorers = {name: pair_scorer(collection, name, section, context) for name in weights}
+    for split in SPLIT_QUERIES:
+        for query in collection.qrels[split]:
+            found = sorted({one for name in weights for one in runs[name][split].documents(query)})
+            total = np.zeros(len(found))
+            for name, weight in weights.items():
+                own = np.array(list(runs[name][split].scores(query).values()) or [0.0])
+                raw = scorers[name]([(query, one) for one in found]).astype(np.float64)
+                total += weight * ((raw - own.mean()) / own.std() if own.std() else 0 * raw)
+            expected = Run.from_scores({query: dict(zip(found, total.astype(np.float32).tolist(), strict=True))}, 8)
+            assert runs["hybrid"][split].documents(query) == expected.documents(query)
+            assert runs["hybrid"][split].scores(query) == pytest.approx(expected.scores(query), rel=1e-5, abs=1e-6)
+
+
+def test_a_tuned_fusion_s_pair_scores_are_its_run_s_and_any_pair_has_one(collection, dense, context, capsys):
+    section = {"dense": dense, "bm25": BM25, "hybrid": tuned("dense", "bm25"), "top": tuned("hybrid", "bm25", depth=5)}
+    runs = retrieve(collection, section, context)
+    assert runs == retrieve(collection, section, context)
+    capsys.readouterr()
+    for name in ("hybrid", "top"):
+        score = pair_scorer(collection, name, section, context, runs)
+        hits = [(query, *hit) for run in runs[name].values() for query, row in run.rankings.items() for hit in row]
+        assert score([(query, one) for query, one, _ in hits]).tolist() == [value for *_, value in hits]
+        everything = score([(query, one) for query in collection.queries for one in collection.documents])
+        assert np.isfinite(everything).all()
+    assert capsys.readouterr().err == "", "the weights are told where the runs are made, and not again"
+
+
+def test_an_imported_run_is_a_member_and_what_it_lacks_counts_as_its_lowest(collection, context, tmp_path):
+    lexical = retrieve(collection, {"bm25": BM25}, context)["bm25"]
+    section = {"bm25": BM25, "engine": imported(tmp_path, lexical), "hybrid": tuned("bm25", "engine", depth=100)}
+    runs = retrieve(collection, section, context)
+    for query in collection.qrels["test"]:
+        found = lexical["test"].documents(query)
+        assert runs["hybrid"]["test"].documents(query)[:5] == found[:5]
+        assert set(runs["hybrid"]["test"].documents(query)) == set(found)
+    query, nowhere = "test1", next(one for one in collection.documents if one not in lexical["test"].documents("test1"))
+    lowest = runs["engine"]["test"].documents(query)[-1]
+    only = {"engine": section["engine"], "hybrid": tuned("engine", "engine", depth=100)}
+    score = pair_scorer(collection, "hybrid", only, context, runs)
+    assert score([(query, nowhere)])[0] == score([(query, lowest)])[0]
+
+
+def test_a_tuned_fusion_without_dev_is_refused_before_anything_is_searched(collection, context, monkeypatch):
+    qrels = {split: collection.qrels[split] for split in ("train", "test")}
+    without = Collection(collection.documents, collection.queries, qrels)
+    section = {"bm25": BM25, "hybrid": tuned("bm25", "bm25")}
+    monkeypatch.setattr(room, "_search", lambda *_: pytest.fail("searched"))
+    for data, where in ((without, context), (collection, RetrieveContext(device="cpu", splits=("train", "test")))):
+        with pytest.raises(DataError, match="no dev split to choose the weights on") as caught:
+            retrieve(data, section, where)
+        assert caught.value.where == "retrieve.hybrid"
+    with pytest.raises(DataError, match="no dev split"):
+        pair_scorer(without, "hybrid", section, context, {"bm25": {}, "hybrid": {}})
+
+
+def test_weights_given_to_a_tuned_fusion_are_refused():
+    both = {"kind": "fuse", "of": ["a", "b"], "method": "tuned", "weights": [0.5, 0.5]}
+    retrievers = {"a": {"kind": "bm25"}, "b": {"kind": "bm25"}, "both": both}
+    with pytest.raises(ConfigError, match="a tuned fusion chooses its weights on dev"):
+        validate({"data": {}, "retrieve": retrievers})
+
+
 # --- imported runs
 
 
@@ -339,10 +420,11 @@ def test_pairs_that_no_run_holds_are_scored_too(collection, dense, context, tiny
 
 def test_a_fusion_s_pair_scores_come_from_its_runs_and_are_nan_outside(collection, context):
     section = {"bm25": BM25, "both": FuseRetriever(kind="fuse", of=["bm25", "bm25"], depth=3)}
-    runs = retrieve(collection, section, context)["both"]
+    runs = retrieve(collection, section, context)
     score = pair_scorer(collection, "both", section, context, runs)
-    (first, value), *_ = runs["dev"].rankings["dev0"]
-    outside = next(document for document in collection.documents if document not in runs["dev"].documents("dev0"))
+    run = runs["both"]["dev"]
+    (first, value), *_ = run.rankings["dev0"]
+    outside = next(document for document in collection.documents if document not in run.documents("dev0"))
     scores = score([("dev0", outside), ("dev0", first), ("nobody", first)])
     assert np.isnan(scores).tolist() == [True, False, True]
     assert scores[1] == np.float32(value)

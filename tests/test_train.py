@@ -19,6 +19,7 @@ from rankwright.rooms.train import DevSet, Workbench, pad_groups, train
 from rankwright.sections import DevSection, LoraSection, SampleSection, Training
 from rankwright.toolbox import checkpoint, device
 from rankwright.toolbox.model import Reranker
+from rankwright.toolbox.schedule import Schedule, count_pairs
 
 WORDS = "red green blue pear plum car train array matrix linear graph node value fast slow big old"
 
@@ -221,7 +222,7 @@ def test_small_batches_accumulated_are_one_large_batch(still, tmp_path):
 
 def plan(count=100, **options):
     training = section(**options)
-    return room._Plan.of(count, training, watching=training.dev is not None), training
+    return Schedule.of(count, training, pairs=5 * count, watching=training.dev is not None), training
 
 
 @pytest.mark.parametrize(
@@ -268,6 +269,72 @@ def test_epochs_steps_and_accumulation_make_so_many_steps(count, options, steps)
     assert plan(count, **options)[0].steps == steps
 
 
+@pytest.mark.parametrize(
+    ("options", "steps"),
+    [
+        ({"max_pairs": 20}, 1),  # groups of 5 pairs, 4 groups a step
+        ({"max_pairs": 21}, 2),
+        ({"max_pairs": 1}, 1),
+        ({"max_pairs": 1000, "epochs": 0.01}, 50),
+        ({"max_pairs": 200, "epochs": 7}, 10),
+        ({"max_pairs": 200, "accumulate": 2}, 6),  # an epoch is 12.5 steps of 8 groups: 13, of 38.5 pairs on average
+        ({"max_pairs": 200, "max_steps": 3}, 3),
+    ],
+)
+def test_max_pairs_decides_the_steps_and_epochs_is_ignored(options, steps):
+    assert plan(100, **options)[0].steps == steps
+
+
+@pytest.mark.parametrize("sample", [None, SampleSection(positives=1, negatives=2)])
+def test_with_max_pairs_recipes_see_about_the_same_number_of_pairs(sample):
+    everything = groups(10, widths=(3, 9))
+    training = section(max_pairs=300, sample=sample)
+    made = Schedule.of(10, training, pairs=count_pairs(everything, sample), watching=False)
+    seen = [sum(map(len, made.groups_of(step, everything, training, 0))) for step in range(made.steps)]
+    assert sum(seen) == pytest.approx(300, abs=1.5 * max(seen))
+
+
+def test_the_pairs_of_an_epoch_are_counted_as_they_are_drawn():
+    few, many = groups(1, widths=(2, 2))[0], groups(1, widths=(9, 9))[0]
+    twice = replace(many, labels=[1, 1, *[0] * 7])
+    assert count_pairs([few, many, twice], None) == 2 + 9 + 9
+    assert count_pairs([few, many, twice], SampleSection(positives=2, negatives=4)) == 2 + 5 + 6
+
+
+def swaps(made, training, epoch, seed=0):
+    """Group -> whether it is swapped, in one epoch of 100 groups, 25 steps."""
+    everything, found = groups(100), {}
+    for step in range(25 * epoch, 25 * epoch + 25):
+        chosen = made.groups_of(step, everything, training, seed)
+        swapped = made.swaps_of(step, training, seed)
+        found |= {group.query_id: turned for group, turned in zip(chosen, swapped, strict=True)}
+    return found
+
+
+def test_both_orders_swap_a_seeded_half_of_the_groups_another_in_every_epoch():
+    made, training = plan(100, epochs=2, both_orders=True)
+    first, second, other = swaps(made, training, 0), swaps(made, training, 1), swaps(made, training, 0, seed=1)
+    assert all(35 <= sum(found.values()) <= 65 for found in (first, second, other))
+    assert first != second
+    assert first != other
+    assert first == swaps(made, training, 0)
+    assert not any(swaps(*plan(100), 0).values())
+
+
+def test_a_swapped_group_is_read_as_document_and_query_and_mining_stays_as_it_was(still, tmp_path, monkeypatch):
+    read, encode = [], room.engine.encode
+    monkeypatch.setattr(room.engine, "encode", lambda *args: read.append(args[1]) or encode(*args))
+    made = groups(8)
+    run(made, section(both_orders=True, batch=2, accumulate=2), still, tmp_path)
+    asked, turned = {group.query: group for group in made}, Counter()
+    for first, second in (pair for pairs in read for pair in pairs):
+        turned[second in asked] += 1
+        assert (first in asked[second].documents) if second in asked else (second in asked[first].documents)
+    assert turned.total() == sum(map(len, made))
+    assert min(turned[True], turned[False]) > 0
+    assert made == groups(8)
+
+
 def test_every_epoch_sees_every_group_once_in_an_order_of_its_own():
     made, training = plan(10, epochs=3)
     everything = groups(10)
@@ -296,16 +363,17 @@ def test_evaluations_and_checkpoints_are_spread_evenly_and_end_with_the_last_ste
 
 def test_sample_draws_anew_in_every_epoch_and_keeps_labels_beside_documents():
     (group,) = groups(1, widths=(9, 9))
-    group = replace(group, labels=[1, 1, 1, *[0] * 6])
+    group = replace(group, labels=[1, 1, 1, *[0] * 6], weights=[1.0, 1.0, 1.0, *(place / 8 for place in range(6))])
     made, training = plan(1, epochs=20, sample=SampleSection(positives=2, negatives=3))
     drawn = [made.groups_of(step, [group], training, 0)[0] for step in range(20)]
-    known = zip(group.labels, group.documents, group.teacher, strict=True)
+    known = zip(group.labels, group.documents, group.teacher, group.weights, strict=True)
     truth = dict(zip(group.document_ids, known, strict=True))
     for each in drawn:
         assert Counter(each.labels) == {1: 2, 0: 3}
         assert len(set(each.document_ids)) == 5
         for place, document in enumerate(each.document_ids):
-            assert truth[document] == (each.labels[place], each.documents[place], each.teacher[place])
+            own = (each.labels[place], each.documents[place], each.teacher[place], each.weights[place])
+            assert truth[document] == own
     assert len({tuple(each.document_ids) for each in drawn}) > 10
     assert {document for each in drawn for document in each.document_ids} == set(group.document_ids)
     assert drawn == [made.groups_of(step, [group], training, 0)[0] for step in range(20)]
@@ -321,13 +389,15 @@ def test_sample_takes_all_there_is_where_a_group_has_less():
 def test_ragged_groups_are_laid_out_with_a_mask():
     made = [replace(group, labels=[2, *[0] * (len(group) - 1)]) for group in groups(3, widths=(2, 4))]
     flat = torch.arange(sum(map(len, made)), dtype=torch.float32, requires_grad=True)
-    scores, labels, mask, teacher = pad_groups(made, flat)
+    made[0] = replace(made[0], weights=[1.0, *[0.25] * (len(made[0]) - 1)])
+    scores, labels, mask, teacher, weights = pad_groups(made, flat)
     assert mask.sum(-1).tolist() == [len(group) for group in made]
     for row, group in enumerate(made):
         there = mask[row]
         assert there[: len(group)].all()
         assert labels[row][there].tolist() == list(group.labels)
         assert teacher[row][there].tolist() == pytest.approx(list(group.teacher))
+        assert weights[row][there].tolist() == list(group.weights)
         assert not labels[row][~there].any()
         assert teacher[row][~there].isnan().all()
     assert scores[mask].tolist() == flat.tolist()
@@ -374,6 +444,93 @@ def test_gradient_checkpointing_changes_nothing_but_memory(lively_encoder, tmp_p
     for name, on in {"on": True, "off": False}.items():
         run(groups(12), section(gradient_checkpointing=on), lively_encoder, tmp_path / name)
     assert losses_of(tmp_path / "on") == pytest.approx(losses_of(tmp_path / "off"), abs=1e-6)
+
+
+# ------------------------------------------------------------------------------- the served order and averages
+
+
+def test_a_training_watches_the_served_order(learnt, tmp_path):
+    """The retriever puts each relevant document first: whatever becomes of the model, the best blend keeps that."""
+    made = groups(6, seed=9, widths=(4, 4))
+    documents = {id: text for group in made for id, text in zip(group.document_ids, group.documents, strict=True)}
+    scores = {group.query_id: {id: -float(place) for place, id in enumerate(group.document_ids)} for group in made}
+    qrels = {group.query_id: {group.document_ids[0]: 1} for group in made}
+    collection = Collection(documents, {group.query_id: group.query for group in made}, {"dev": qrels})
+    section = DEV.model_copy(update={"watch": "served"})
+    dev = DevSet.of(collection, Run.from_scores(scores), section)
+    trained = run(groups(4), watched(dev=section, learning_rate=1.0), learnt[1].model, tmp_path, dev)
+    told = [(record["dev"]["mrr@10"], len(record["values"])) for record in log(tmp_path) if "dev" in record]
+    assert told
+    assert set(told) == {(1.0, 6)}
+    assert trained.kept_step == 0
+
+
+@pytest.fixture(scope="module")
+def mean_won(still, tmp_path_factory):
+    """A training that is told its dev values: the mean of the last three is best. (folder, result, weights seen)"""
+    folder, seen = tmp_path_factory.mktemp("mean") / "t", []
+
+    class Told(DevSet):
+        def values(self, score):
+            seen.append({name: tensor.clone() for name, tensor in loop._bare().state_dict().items()})
+            return np.array([[0.1, 0.3, 0.2, 0.2, 0.3, 0.2, 0.2, 0.4][len(seen) - 1]])
+
+    made = dev_set()
+    dev = Told(made.pairs, made.ids, made.qrels, made.metric)
+    training = watched(epochs=3, average=3)
+    loop = room._Loop(groups(16), training, still, dev, Workbench(folder, device="cpu"))
+    return folder, loop.run(), seen
+
+
+def averaged_record(folder):
+    (record,) = [record for record in log(folder) if "average" in record]
+    return record
+
+
+def test_the_mean_of_the_last_weights_is_kept_where_dev_ranks_better(mean_won):
+    folder, trained, seen = mean_won
+    assert trained.averaged == (8, 10, 12)
+    assert trained.dev == 0.4
+    assert trained.lines() == ["12 of 12 steps; kept the mean of steps 8, 10, 12, dev 0.1000 -> 0.4000"]
+    assert "kept the mean of steps 8, 10, 12 of 12 planned" in (folder / "model" / "README.md").read_text()
+    kept = weights(trained.model)
+    for name, tensor in kept.items():
+        expected = sum(each[name] for each in seen[4:7]) / 3
+        torch.testing.assert_close(tensor, expected, atol=1e-6, rtol=0)
+    assert not same(kept, {name: seen[6][name] for name in kept})
+
+
+def test_an_averages_record_has_keys_of_its_own(mean_won):
+    folder, _, _ = mean_won
+    record = averaged_record(folder)
+    assert record == {"step": 12, "averaged_dev": {"mrr@10": 0.4}, "average": 3, "kept": True, "values": [0.4]}
+    assert [record["step"] for record in log(folder) if "dev" in record] == [0, 2, 4, 6, 8, 10, 12]
+
+
+def test_only_the_last_weights_are_kept_on_disk(mean_won):
+    kept = sorted(file.name for file in (mean_won[0] / "checkpoints").glob("recent-*"))
+    assert kept == [f"recent-{step:06d}.safetensors" for step in (8, 10, 12)]
+
+
+def test_a_mean_that_is_no_better_than_the_best_checkpoint_is_not_kept(learnt, tmp_path):
+    training = watched(learning_rate=1e-9, average=2)
+    trained = run(groups(16), training, learnt[1].model, tmp_path, dev_set())
+    assert averaged_record(tmp_path)["kept"] is False
+    assert trained.averaged == ()
+    assert (trained.kept_step, trained.dev) == (0, trained.dev_before)
+    assert same(weights(trained.model), weights(learnt[1].model))
+
+
+def test_the_base_is_no_part_of_a_mean_and_one_evaluation_makes_none(still, tmp_path):
+    dev = DEV.model_copy(update={"evaluations": 1})
+    run(groups(8), watched(dev=dev, average=5), still, tmp_path, dev_set())
+    assert not [record for record in log(tmp_path) if "average" in record]
+
+
+@pytest.mark.parametrize("dev", [DEV, None])
+def test_an_average_needs_dev_to_decide(dev):
+    with pytest.raises(ValueError, match="average needs a dev section"):
+        section(average=3, keep="last", dev=dev)
 
 
 # ----------------------------------------------------------------------------------- the optimiser and LoRA
@@ -501,8 +658,8 @@ def spoil(monkeypatch):
     def arrange(factor, *, start=12, until=99):
         forward = room._Loop._forward
 
-        def spoilt(self, chosen):
-            scores, *others = forward(self, chosen)
+        def spoilt(self, *chosen):
+            scores, *others = forward(self, *chosen)
             if self.state.step >= start and self.state.fallbacks < until:
                 scores = scores * factor
             return (scores, *others)
@@ -689,6 +846,37 @@ def test_a_training_killed_after_a_collapse_goes_on_with_the_same_bytes(lively_e
         assert trained.fallbacks == 1
         for file in ("model/model.safetensors", "log.jsonl"):
             assert (folder / file).read_bytes() == (tmp_path / "a" / "t" / file).read_bytes()
+
+
+@pytest.fixture(scope="module")
+def uninterrupted_mean(lively_encoder, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole mean") / "t"
+    run(groups(20), watched(**RESUMED, average=3, both_orders=True), lively_encoder, folder, dev_set())
+    assert averaged_record(folder)["average"] == 3
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "nth"),
+    [
+        (room._Loop, "_step", 6),
+        (checkpoint, "save_recent", 3),
+        (checkpoint, "forget_recent", 4),
+        (checkpoint, "load_average", 1),
+        (room._Log, "to_tensorboard", 1),
+    ],
+)
+def test_a_killed_training_with_a_mean_and_both_orders_ends_with_the_same_bytes(
+    lively_encoder, tmp_path, monkeypatch, uninterrupted_mean, owner, name, nth
+):
+    training, folder = watched(**RESUMED, average=3, both_orders=True), tmp_path / "t"
+    with monkeypatch.context() as patch:
+        killed_at(patch, owner, name, nth)
+        with pytest.raises(Killed):
+            run(groups(20), training, lively_encoder, folder, dev_set())
+    run(groups(20), training, lively_encoder, folder, dev_set())
+    for file in ("model/model.safetensors", "model/README.md", "log.jsonl"):
+        assert (folder / file).read_bytes() == (uninterrupted_mean / file).read_bytes(), file
 
 
 def test_a_lora_training_goes_on_with_the_same_bytes(lively_encoder, tmp_path, monkeypatch):

@@ -2,8 +2,9 @@
 
     data/      corpus.jsonl queries.jsonl qrels/*.tsv (BEIR), report.json
     retrieve/  NAME.SPLIT.run (TREC)
+    recipe/    NAME/recipe.json (what was found and tried), NAME/recipe.txt, NAME/trials/KEY
     mine/      groups.jsonl unlabelled.jsonl (FlagEmbedding's JSONL and more), dropped.jsonl
-    train/     NAME/model, NAME/log.jsonl
+    train/     NAME/model, NAME/log.jsonl, and the files of mine/ where a training mines for itself
     merge/     model
     rerank/    ARM.SPLIT.run (TREC)
     blend/     choices.json, ARM-blend.SPLIT.run, rrf.SPLIT.run, fused.SPLIT.run
@@ -30,7 +31,7 @@ from numpy.typing import NDArray
 
 from rankwright.core import Collection, Group, Run
 from rankwright.errors import DataError
-from rankwright.plan import Model
+from rankwright.plan import MINE, Model
 from rankwright.rooms.data import DataReport
 from rankwright.rooms.evaluate import Evaluation
 from rankwright.rooms.general import General
@@ -84,10 +85,31 @@ class Boxes:
             for split, run in splits.items():
                 trec.write_run(out / f"{name}.{split}.run", run, name)
 
-    def groups(self, kind: str) -> list[Group]:
-        """Training groups, ``labelled`` or ``unlabelled``."""
+    def groups(self, kind: str, place: str = MINE) -> list[Group]:
+        """Training groups, ``labelled`` or ``unlabelled``, of the shared mine section or of a training's own."""
         name = "groups" if kind == "labelled" else kind
-        return flag.read_groups(self.folder.stage("mine") / f"{name}.jsonl")
+        return flag.read_groups(self._groups_folder(place) / f"{name}.jsonl")
+
+    def _groups_folder(self, place: str) -> Path:
+        return self.folder.stage(MINE if place == MINE else f"train/{place}")
+
+    def has_groups(self, folder: Path) -> bool:
+        """Whether a training that was stopped has its groups already; what was set aside is written last."""
+        return (folder / "dropped.jsonl").exists()
+
+    def recipe(self, training: str) -> dict[str, Any] | None:
+        """What a search has found, or None before it has."""
+        file = self.folder.stage(f"recipe/{training}") / "recipe.json"
+        return dict(_json(file)) if file.exists() else None
+
+    def save_recipe(self, out: Path, found: Mapping[str, Any]) -> None:
+        """Write what a search has found, for programs and for people."""
+        write_json(out / "recipe.json", found)
+        write_text(out / "recipe.txt", "\n".join(found["lines"]) + "\n")
+
+    def trials(self) -> list[Path]:
+        """The folders of all searches' trials."""
+        return sorted(self.folder.stage("recipe").glob("*/trials/*"))
 
     def save_mined(self, out: Path, mined: Mined) -> None:
         """Write the groups, and what was set aside."""

@@ -101,7 +101,8 @@ class Group:
 
     The lists run parallel, one entry a candidate: `labels` are grades (0 = negative), `teacher` are the
     teacher's scores (NaN where it has none), `origins` says where each came from
-    (``positive``, ``given``, ``mined``, ``random``).
+    (``positive``, ``given``, ``mined``, ``random``), and `weights` say how much each counts as a negative,
+    0 to 1; without them, and for positives, that is 1.
     """
 
     query_id: str
@@ -111,6 +112,11 @@ class Group:
     labels: Sequence[int]
     teacher: Sequence[float]
     origins: Sequence[str]
+    weights: Sequence[float] = ()
+
+    def __post_init__(self) -> None:
+        if not self.weights:
+            object.__setattr__(self, "weights", [1.0] * len(self.documents))
 
     def __len__(self) -> int:
         return len(self.documents)

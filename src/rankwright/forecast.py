@@ -16,10 +16,11 @@ import numpy as np
 
 from rankwright.core import Collection, count_pairs, relevant
 from rankwright.errors import ModelError
-from rankwright.plan import Model, Plan
-from rankwright.sections import DenseRetriever, Experiment, MineSection, Training
+from rankwright.plan import MINE, Model, Plan
+from rankwright.sections import BUDGET, DenseRetriever, Experiment, MineSection, Training, read_budget
 from rankwright.toolbox import engine
 from rankwright.toolbox.device import choose_device
+from rankwright.toolbox.schedule import count_steps, epoch_steps
 from rankwright.toolbox.weights import locate
 
 TRAINING_PASSES = 3.3
@@ -60,12 +61,15 @@ def forecast(experiment: Experiment, collection: Collection) -> list[Work]:
             texts = len(collection.documents) + len(collection.queries)
             told.append(shapes.work(f"retrieve {name}", texts, "texts", Model("outside", retriever.model)))
     if experiment.mine:
-        width = _group_width(collection, experiment.mine)
-        told.append(Work("mine", round(len(collection.qrels["train"]) * width), "pairs at most", 0.0))
-        if experiment.mine.filter_by != "retriever":
-            pairs = _filter_pairs(collection, experiment.mine, experiment.retrieve[plan.mine_from].depth)
-            told.append(shapes.work("mine, filter", pairs, "pairs", Model("outside", experiment.mine.filter_by)))
-        told += [_training_work(name, experiment, collection, plan, shapes) for name in plan.trainings]
+        told += _mining_work("mine", experiment.mine, MINE, experiment, collection, plan, shapes)
+    for name in plan.trainings:
+        section = experiment.train[name]
+        if name in plan.searches:
+            told.append(_search_work(name, section, plan, shapes))
+            continue
+        if section.mine:
+            told += _mining_work(f"mine for {name}", section.mine, name, experiment, collection, plan, shapes)
+        told.append(_training_work(name, experiment, collection, plan, shapes))
     if experiment.rerank:
         own = collection.split_documents(plan.split, per_split=experiment.data.corpus == "per_split")
         depth = min(experiment.rerank.depth, experiment.retrieve[plan.rerank_from].depth, len(own))
@@ -76,22 +80,44 @@ def forecast(experiment: Experiment, collection: Collection) -> list[Work]:
     return told
 
 
+def _mining_work(
+    stage: str,
+    section: MineSection,
+    place: str,
+    experiment: Experiment,
+    collection: Collection,
+    plan: Plan,
+    shapes: _Shapes,
+) -> list[Work]:
+    pairs = round(len(collection.qrels["train"]) * _group_width(collection, section))
+    told = [Work(stage, pairs, "pairs at most", 0.0)]
+    if place in plan.filters:
+        scored = _filter_pairs(collection, section, experiment.retrieve[plan.mine_from[place]].depth)
+        told.append(shapes.work(f"{stage}, filter", scored, "pairs", _root(plan.filters[place], plan)))
+    return told
+
+
+def _search_work(name: str, section: Training, plan: Plan, shapes: _Shapes) -> Work:
+    """A search and the training after it cost what the budget says."""
+    amount, unit = read_budget(section.budget or BUDGET)
+    if unit == "pairs":
+        return shapes.training(f"recipe and train {name}", round(amount), 0.0, _root(plan.bases[name], plan), section)
+    return Work(f"recipe and train {name}", round(amount), "seconds at most", amount, note="the budget")
+
+
 def _training_work(name: str, experiment: Experiment, collection: Collection, plan: Plan, shapes: _Shapes) -> Work:
     section = experiment.train[name]
-    assert experiment.mine
+    mine = section.mine or experiment.mine
+    assert mine
     queries = len(collection.qrels["train"])
     labelled = section.groups == "labelled"
-    groups = queries if labelled else min(queries, experiment.mine.unlabelled)
-    width = (
-        _group_width(collection, experiment.mine)
-        if labelled
-        else 1 + experiment.mine.negatives + experiment.mine.random
-    )
+    groups = queries if labelled else min(queries, mine.unlabelled)
+    width = _group_width(collection, mine) if labelled else 1 + mine.negatives + mine.random
     if section.sample:
         width = min(width, section.sample.positives + section.sample.negatives)
     step_groups = section.batch * section.accumulate
-    epoch = math.ceil(groups / step_groups)
-    steps = min(max(1, round(epoch * section.epochs)), section.max_steps or epoch * 1_000_000)
+    epoch = epoch_steps(groups, section)
+    steps = count_steps(groups, groups * width, section)
     whole, rest = divmod(steps, epoch)  # an epoch's last step is short where the groups do not fill it
     pairs = round((whole * groups + rest * step_groups) * width)
     dev_passes = 0.0

@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import difflib
 import graphlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rankwright.errors import ConfigError
-from rankwright.sections import Experiment, FuseRetriever
+from rankwright.sections import Experiment, FuseRetriever, MineSection, Training
 
 RETRIEVAL = "retrieval"
 RESERVED = (RETRIEVAL, "rrf", "fused")
+MINE = "mine"
+"""The key of the mine section that trainings share; a training's own is under its name."""
 BLENDED = "-blend"
 """What an arm's name ends in when its scores are blended with the retriever's."""
 
@@ -39,13 +42,17 @@ class Model:
 class Plan:
     """An experiment with all its names resolved.
 
-    `trainings` stand in an order in which each follows its base; `arms` maps an arm of the table to its model;
-    `split` is measured, `splits` are all that the data must have.
+    `trainings` stand in an order in which each follows its base, and what its mining filters by; `searches` are those
+    of them whose recipe is still to be found. `mine_from` gives the retriever that a training's groups are mined from
+    and `filters` the reranker whose scores their filter reads, if any; the key MINE stands for the shared section.
+    `arms` maps an arm of the table to its model; `split` is measured, `splits` are all that the data must have.
     """
 
-    mine_from: str
+    mine_from: dict[str, str]
+    filters: dict[str, Model]
     rerank_from: str
     trainings: tuple[str, ...]
+    searches: tuple[str, ...]
     bases: dict[str, Model]
     arms: dict[str, Model]
     examined: str | None
@@ -70,12 +77,23 @@ class Plan:
         merge = experiment.merge
         split = experiment.evaluate.split if experiment.evaluate else "test"
         watched = ["dev" for training in experiment.train.values() if training.dev]
+        fusions = [one for one in experiment.retrieve.values() if isinstance(one, FuseRetriever)]
+        watched += ["dev" for fusion in fusions if fusion.method == "tuned"]
+        miners = _miners(experiment)
+        filters = {
+            place: names.filter(section.filter_by, place)
+            for place, section in miners.items()
+            if section.filter_by != "retriever"
+        }
         return cls(
-            mine_from=_retriever(
-                experiment, experiment.mine.candidates if experiment.mine else None, "mine.candidates"
-            ),
+            mine_from={
+                place: _retriever(experiment, section.candidates, f"{_where(place)}.candidates")
+                for place, section in miners.items()
+            },
+            filters=filters,
             rerank_from=_retriever(experiment, rerank.candidates if rerank else None, "rerank.candidates"),
-            trainings=_in_order(bases),
+            trainings=_in_order(bases, filters),
+            searches=tuple(name for name, training in experiment.train.items() if training.recipe == "auto"),
             bases=bases,
             arms={arm: names.model(word, f"rerank.arms.{arm}") for arm, word in arms.items()},
             examined=_examined(experiment, list(arms)),
@@ -116,6 +134,12 @@ class _Names:
             return Model("merge", "merged")
         return self._outside(word, where, [*self.trainings, "base", "finetuned", "merged"])
 
+    def filter(self, word: str, place: str) -> Model:
+        where = f"{_where(place)}.filter_by"
+        if word in self.trainings and place == MINE:
+            raise ConfigError(f"{where}: groups that all trainings share cannot wait for one of them; give one its own")
+        return Model("train", word) if word in self.trainings else self._outside(word, where, self.trainings)
+
     def usual_arms(self) -> dict[str, str]:
         arms = {"base": "base", "finetuned": "finetuned"} if self.trainings else {}
         return arms | ({"merged": "merged"} if self.experiment.merge else {})
@@ -123,6 +147,7 @@ class _Names:
     def _last(self) -> str:
         """The training that no other starts from, the last of them as written."""
         used = {self.experiment.train[name].base for name in self.trainings}
+        used |= {own.filter_by for training in self.experiment.train.values() if (own := training.mine)}
         return [name for name in self.trainings if name not in used][-1]
 
     @staticmethod
@@ -131,6 +156,21 @@ class _Names:
         if close and "/" not in word and not Path(word).exists():
             raise ConfigError(f"{where}: no training or model folder {word!r}; did you mean {close[0]}?")
         return Model("outside", word)
+
+
+def unfolded(experiment: Experiment, name: str, trainings: Mapping[str, Mapping[str, Any]]) -> Experiment:
+    """The experiment with the training `name` replaced by others, in their order, and all else as it was.
+
+    Raises:
+        ConfigError: one of them bears the name of another training.
+    """
+    taken = set(experiment.train) - {name}
+    if clash := taken & set(trainings):
+        raise ConfigError(f"train.{name}: the search writes a training {min(clash)!r} of its own; rename yours")
+    train: dict[str, Training] = {}
+    for own, training in experiment.train.items():
+        train |= {new: Training(**values) for new, values in trainings.items()} if own == name else {own: training}
+    return experiment.model_copy(update={"train": train})
 
 
 def _examined(experiment: Experiment, arms: list[str]) -> str | None:
@@ -151,20 +191,30 @@ def _check_arms(arms: Iterable[str]) -> None:
 
 
 def _check_sections(experiment: Experiment) -> None:
-    wants_labels = [name for name, training in experiment.train.items() if training.groups == "labelled"]
-    wants_none = [name for name, training in experiment.train.items() if training.groups == "unlabelled"]
-    if experiment.train and experiment.mine is None:
-        raise ConfigError("train needs groups, and there is no mine section", hint="mine: {} takes its defaults")
     for name, retriever in experiment.retrieve.items():
         for fused in retriever.of if isinstance(retriever, FuseRetriever) else ():
             _retriever(experiment, fused, f"retrieve.{name}.of")
-    mine = experiment.mine
-    if mine and wants_none and not mine.unlabelled:
-        raise ConfigError(
-            f"train.{wants_none[0]} takes groups: unlabelled, and mine.unlabelled is 0", hint="mine: {unlabelled: 1000}"
-        )
-    if mine and wants_labels and not (mine.negatives or mine.random or mine.given):
-        raise ConfigError("mine: negatives, random and given are all 0, so that no group would hold a negative")
+    for name, training in experiment.train.items():
+        if training.recipe == "auto":
+            continue
+        where, mine = (f"train.{name}.mine", training.mine) if training.mine else ("mine", experiment.mine)
+        if mine is None:
+            raise ConfigError("train needs groups, and there is no mine section", hint="mine: {} takes its defaults")
+        if training.groups == "unlabelled" and not mine.unlabelled:
+            message = f"train.{name} takes groups: unlabelled, and {where}.unlabelled is 0"
+            raise ConfigError(message, hint=f"{where}: {{unlabelled: 1000}}")
+        if training.groups == "labelled" and not (mine.negatives or mine.random or mine.given):
+            raise ConfigError(f"{where}: negatives, random and given are all 0, so that no group would hold a negative")
+
+
+def _miners(experiment: Experiment) -> dict[str, MineSection]:
+    """The shared mine section as MINE, and each training's own by its name."""
+    own = {name: training.mine for name, training in experiment.train.items() if training.mine}
+    return ({MINE: experiment.mine} if experiment.mine else {}) | own
+
+
+def _where(place: str) -> str:
+    return "mine" if place == MINE else f"train.{place}.mine"
 
 
 def _retriever(experiment: Experiment, wanted: str | None, where: str) -> str:
@@ -178,8 +228,11 @@ def _retriever(experiment: Experiment, wanted: str | None, where: str) -> str:
     return wanted
 
 
-def _in_order(bases: dict[str, Model]) -> tuple[str, ...]:
-    needs = {name: [base.name] if base.kind == "train" else [] for name, base in bases.items()}
+def _in_order(bases: dict[str, Model], filters: dict[str, Model]) -> tuple[str, ...]:
+    needs = {
+        name: [model.name for model in (base, filters.get(name)) if model and model.kind == "train"]
+        for name, base in bases.items()
+    }
     try:
         return tuple(graphlib.TopologicalSorter(needs).static_order())
     except graphlib.CycleError as error:

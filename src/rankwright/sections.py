@@ -6,14 +6,20 @@ How a file becomes these models, and how its errors are told, is `config`'s busi
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from rankwright.recipes import RecipeName, filled
+
 Split = Literal["train", "dev", "test"]
 LossName = Literal["listwise", "bce", "ranknet", "lambda", "margin-mse", "kl"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+
+BUDGET = "10m"
+"""What `recipe: auto` may spend where nothing is said."""
 
 METRICS = ("mrr@1", "mrr@10", "mrr@100", "recall@1", "recall@10", "recall@100", "ndcg@10", "map")
 
@@ -78,6 +84,8 @@ class FuseRetriever(Section):
     def _one_weight_each(self) -> FuseRetriever:
         if self.method == "weighted" and len(self.weights or []) != len(self.of):
             raise ValueError(f"weighted fusion of {len(self.of)} runs needs {len(self.of)} weights")
+        if self.method == "tuned" and self.weights is not None:
+            raise ValueError("a tuned fusion chooses its weights on dev: leave weights out, or say method: weighted")
         return self
 
 
@@ -101,10 +109,17 @@ class MineSection(Section):
     given: int = Field(0, ge=0, description="drawn from the negatives that the source gives")
     positives: int | None = Field(None, ge=1, description="at most so many positives a group (default: all)")
     window: tuple[int, int] = Field((1, 50), description="ranks to mine from, both ends included, from 1")
+    draw: Literal["random", "top"] = Field("random", description="which of the window's: any, or the first")
     drop_above: float | None = Field(
         0.95, gt=0, description="drop candidates scoring at least this share of the positive's score; null: none"
     )
     filter_by: str = Field("retriever", description="whose scores the filter reads: retriever, or a reranker")
+    filter_against: Literal["mean", "min", "max"] = Field(
+        "mean", description="which score of the query's positives drop_above compares with"
+    )
+    holes: Literal["ignore", "weigh"] = Field(
+        "ignore", description="weigh: a mined negative counts 1 - p(it is relevant and was never judged)"
+    )
     unlabelled: int = Field(0, ge=0, description="groups without labels for a `groups: unlabelled` training")
 
     @field_validator("window")
@@ -123,6 +138,10 @@ class DevSection(Section):
     depth: int = Field(30, ge=2, description="candidates a query")
     evaluations: int = Field(4, ge=1, description="how often an epoch")
     patience: int | None = Field(4, ge=1, description="stop after so many evaluations without a new best; null: never")
+    watch: Literal["reranked", "served"] = Field(
+        "reranked",
+        description="served: the order blended with the retriever's scores, at the best weight of 0, 0.1 … 1",
+    )
 
 
 class LoraSection(Section):
@@ -142,8 +161,16 @@ class SampleSection(Section):
 
 
 class Training(Section):
-    """One named training."""
+    """One named training. A recipe gives its keys by one word; keys that are written beside it win."""
 
+    recipe: RecipeName | None = Field(
+        None, description="auto, or notebook, flagembedding, sentence-transformers, distill, hard, random"
+    )
+    budget: str | None = Field(
+        None, description="of recipe: auto (default: 10m): time as in 90s, 10m, 1h, or work as in 20000 pairs"
+    )
+    bases: list[str] | None = Field(None, min_length=1, description="of recipe: auto: rerankers or encoders to try")
+    mine: MineSection | None = Field(None, description="this training's own groups (default: the experiment's mine)")
     base: str = Field("offline", description="hub id, folder, other training's name, or offline")
     groups: Literal["labelled", "unlabelled"] = Field("labelled", description="which of mine's groups to train on")
     sample: SampleSection | None = Field(
@@ -154,8 +181,17 @@ class Training(Section):
         description="a word, or weights of listwise, bce, ranknet, lambda, margin-mse, kl",
     )
     kl_temperature: float = Field(0.05, gt=0, description="divides the teacher's scores before their softmax")
+    both_orders: bool = Field(
+        False,
+        description="each epoch a seeded half of the groups is read as (document, query): for symmetric tasks",
+    )
     epochs: float = Field(1, gt=0, description="passes over the groups; may be a fraction")
     max_steps: int | None = Field(None, ge=1, description="optimiser steps at most")
+    max_pairs: int | None = Field(
+        None,
+        ge=1,
+        description="stop after about so many pairs, in whole steps: it decides how long alone, and epochs is ignored",
+    )
     batch: int = Field(8, ge=1, description="queries a micro-batch")
     accumulate: int = Field(1, ge=1, description="micro-batches an optimiser step")
     learning_rate: float = Field(2e-5, gt=0, description="its peak; 2e-5 for base-sized models, 1e-4 for MiniLM's")
@@ -170,8 +206,26 @@ class Training(Section):
     lora: LoraSection | None = Field(None, description="train adapters instead of all weights")
     dev: DevSection | None = Field(default_factory=DevSection, description="what training watches; null: nothing")
     keep: Literal["best", "last"] = Field("best", description="the best checkpoint on dev, or the last step")
+    average: int = Field(
+        0,
+        ge=0,
+        description="also try the mean of the weights of the last so many dev evaluations; kept only where dev ranks "
+        "better than the best checkpoint; 0: no",
+    )
     checkpoints: int = Field(4, ge=1, description="resumable checkpoints an epoch")
     seed: int | None = Field(None, ge=0, description="default: the experiment's")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_recipe(cls, values: object) -> object:
+        return filled(values) if isinstance(values, dict) else values
+
+    @field_validator("budget")
+    @classmethod
+    def _readable(cls, budget: str | None) -> str | None:
+        if budget is not None:
+            read_budget(budget)
+        return budget
 
     @field_validator("loss", mode="before")
     @classmethod
@@ -186,6 +240,8 @@ class Training(Section):
             raise ValueError(f"unlabelled groups have no labels for {', '.join(sorted(bad))}; use kl or margin-mse")
         if self.keep == "best" and self.dev is None:
             raise ValueError("keep: best needs a dev section; say keep: last or give one")
+        if self.average and (self.dev is None or self.keep != "best"):
+            raise ValueError("average needs a dev section and keep: best, which decide whether it is kept")
         return self
 
 
@@ -316,11 +372,32 @@ class Experiment(Section):
     verdict: VerdictSection | None = Field(default_factory=VerdictSection)
     report: ReportSection | None = Field(default_factory=ReportSection)
 
+    @field_validator("train", mode="before")
+    @classmethod
+    def _one_training(cls, train: object) -> object:
+        """`train: {recipe: auto}` is short for `train: {finetuned: {recipe: auto}}`."""
+        short = isinstance(train, dict) and isinstance(train.get("recipe"), str)
+        return {"finetuned": train} if short else train
+
     @field_validator("retrieve", "train")
     @classmethod
     def _plain_names(cls, named: dict[str, object]) -> dict[str, object]:
         _refuse_odd_names(named)
         return named
+
+
+def read_budget(text: str) -> tuple[float, Literal["seconds", "pairs"]]:
+    """`90s`, `10m`, `1.5h` as seconds, `20000 pairs` as pairs.
+
+    Raises:
+        ValueError: anything else, or nothing to spend.
+    """
+    match = re.fullmatch(r"\s*([\d_,.]+)\s*(s|m|h|pairs)\s*", text)
+    amount = float(match[1].replace("_", "").replace(",", "")) if match else 0.0
+    if not match or amount <= 0:
+        raise ValueError("a budget is a time as in 90s, 10m or 1h, or an amount of work as in 20000 pairs")
+    factor = {"s": 1, "m": 60, "h": 3600, "pairs": 1}[match[2]]
+    return amount * factor, "pairs" if match[2] == "pairs" else "seconds"
 
 
 def _refuse_odd_names(names: Iterable[str]) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from rankwright.core import Collection, Group, Run, canonical, relevant
 from rankwright.errors import DataError
 from rankwright.sections import MineSection
+from rankwright.toolbox import holes
 
 PairScorer = Callable[[Sequence[tuple[str, str]]], NDArray[np.float32]]
 """(query id, document id) pairs -> scores, float32 (len(pairs),); NaN where there is none."""
@@ -40,12 +41,13 @@ class Dropped:
 
 @dataclass
 class Mined:
-    """What mining gives: `groups` to train on, `unlabelled` ones, `dropped` candidates, and counts to show."""
+    """What mining gives: `groups` to train on, `unlabelled` ones, `dropped` candidates, counts and notes to show."""
 
     groups: list[Group] = field(default_factory=list)
     unlabelled: list[Group] = field(default_factory=list)
     dropped: list[Dropped] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
+    notes: list[str] = field(default_factory=list)
 
     def lines(self, section: MineSection) -> list[str]:
         """What happened, for the terminal."""
@@ -54,6 +56,10 @@ class Mined:
         told = [f"{len(self.groups):,} groups, {sum(origins.values()):,} pairs: {made}"]
         if self.unlabelled:
             told.append(f"{len(self.unlabelled):,} groups without labels, {sum(map(len, self.unlabelled)):,} pairs")
+        weights = [w for g in self.groups for w, o in zip(g.weights, g.origins, strict=True) if o == "mined"]
+        if section.holes == "weigh" and weights:
+            told.append(f"a mined negative counts {np.mean(weights):.3f} on average: the labels may have holes")
+        told += self.notes
         reasons = Counter(dropped.reason for dropped in self.dropped)
         told += [f"{count:,} candidates set aside: {reason}" for reason, count in reasons.most_common()]
         told += [f"{count:,} {what}" for what, count in sorted(self.counts.items()) if count]
@@ -74,16 +80,21 @@ def mine(
 
     A mined negative comes from the ranks in `window`. It is never a relevant document, a copy of one, the query
     itself, a text that is a dev or test query, or one that the query is relevant to. It is set aside when its score
-    s reaches the share `drop_above` of the query's positives' mean score p: s >= p - (1 - drop_above) |p|, which is
-    NV-Retriever's positive-aware rule (Moreira et al. 2024, arXiv:2407.15831) carried over to several positives and
-    to negative scores. Groups that find too few candidates stay smaller and are counted.
+    s reaches the share `drop_above` of the score p of the query's positives: s >= p - (1 - drop_above) |p|, which is
+    NV-Retriever's positive-aware rule (Moreira et al. 2024, arXiv:2407.15831) carried over to negative scores and,
+    by the mean, the least or the greatest of them (`filter_against`), to several positives: the least drops most.
+    Groups that find too few candidates stay smaller and are counted.
+
+    With ``holes: weigh`` a mined negative counts 1 - p(it is relevant and was never judged), estimated by
+    `toolbox.holes` from the scores that the filter reads and the training labels. Candidates judged not relevant
+    count in full, and so do all others when too few positives stand in the windows.
 
     Args:
         collection: texts and qrels; its training split is mined.
         run: the retriever's candidates for the training queries.
         section: how many of what.
         teacher: the retriever's own scores, which the groups keep for `kl` and `margin-mse`.
-        filter_scores: whose scores the filter reads (default: the teacher's).
+        filter_scores: whose scores the filter and the holes' estimate read (default: the teacher's).
         per_split: whether random negatives come from the training split's own documents only.
         seed: of all draws; each query draws for itself, so one query's change leaves the others alone.
 
@@ -93,9 +104,11 @@ def mine(
     sources = _Sources(collection, run, section, per_split=per_split, seed=seed)
     mined = Mined()
     queries = list(collection.qrels["train"])
-    thresholds = _thresholds(sources, queries, filter_scores or teacher)
+    windows = _windows(sources, queries, filter_scores or teacher)
+    if section.holes == "weigh" and section.negatives:
+        windows = _weighed(sources, windows, mined)
     for query in queries:
-        if group := _group(sources, query, thresholds, mined):
+        if group := _group(sources, query, windows.get(query, _Window()), mined):
             mined.groups.append(group)
     if not mined.groups:
         raise DataError("mining made no group: no training query has both a positive and a negative")
@@ -106,6 +119,19 @@ def mine(
     mined.groups = _with_teacher(mined.groups, teacher)
     mined.unlabelled = _with_teacher(mined.unlabelled, teacher)
     return mined
+
+
+@dataclass(frozen=True)
+class _Window:
+    """A query's candidates as the filter's scores see them; nothing where no scores are needed.
+
+    `positive` is the positives' score that candidates are compared with, NaN where none is known; `weights` holds
+    the candidates that count less than a full negative may.
+    """
+
+    scores: Mapping[str, float] = field(default_factory=dict)
+    positive: float = float("nan")
+    weights: Mapping[str, float] = field(default_factory=dict)
 
 
 class _Sources:
@@ -162,11 +188,10 @@ class _Sources:
         return self.barred(query, document)
 
 
-def _thresholds(
-    sources: _Sources, queries: Sequence[str], scores: PairScorer
-) -> dict[str, tuple[dict[str, float], float]]:
-    """Query id -> (candidate id -> score, mean score of the positives); empty when nothing is filtered."""
-    if sources.section.drop_above is None or not sources.section.negatives:
+def _windows(sources: _Sources, queries: Sequence[str], scores: PairScorer) -> dict[str, _Window]:
+    """Query id -> its window, scored; empty when neither the filter nor the holes need scores."""
+    section = sources.section
+    if not section.negatives or (section.drop_above is None and section.holes == "ignore"):
         return {}
     pairs, spans = [], []
     for query in queries:
@@ -174,19 +199,55 @@ def _thresholds(
         candidates = [document for _, document in sources.window(query)]
         spans.append((query, positives, candidates))
         pairs += [(query, document) for document in (*positives, *candidates)]
-    flat, start, found = scores(pairs), 0, {}
+    flat, start = scores(pairs), 0
+    found: dict[str, _Window] = {}
     for query, positives, candidates in spans:
         middle, end = start + len(positives), start + len(positives) + len(candidates)
-        known = flat[start:middle][~np.isnan(flat[start:middle])]
-        mean = float(known.astype(np.float64).mean()) if len(known) else float("nan")
-        found[query] = (dict(zip(candidates, flat[middle:end].tolist(), strict=True)), mean)
+        positive = _compared(flat[start:middle], section.filter_against)
+        found[query] = _Window(dict(zip(candidates, flat[middle:end].tolist(), strict=True)), positive)
         start = end
     return found
 
 
-def _group(
-    sources: _Sources, query: str, thresholds: Mapping[str, tuple[dict[str, float], float]], mined: Mined
-) -> Group | None:
+def _compared(scores: NDArray[np.float32], against: str) -> float:
+    """The positives' score that candidates are compared with; NaN when none is known."""
+    known = scores[~np.isnan(scores)].astype(np.float64)
+    if not len(known):
+        return float("nan")
+    if against == "mean":
+        return float(known.mean())
+    return float(known.min() if against == "min" else known.max())
+
+
+def _weighed(sources: _Sources, windows: Mapping[str, _Window], mined: Mined) -> dict[str, _Window]:
+    """The windows with the weights of their unjudged candidates, estimated over all of them together."""
+    places, parts = [], []
+    labelled: list[bool] = []
+    for query, window in windows.items():
+        judged = sources.collection.qrels["train"][query]
+        texts = {sources.texts[document]: document for document in relevant(judged)}
+        if not texts:
+            continue
+        scored = [d for d, score in window.scores.items() if np.isfinite(score) and not sources.barred(query, d)]
+        standard = holes.standardised(np.array([window.scores[document] for document in scored]))
+        for document, value in zip(scored, standard.tolist(), strict=True):
+            positive = judged.get(document, 0) > 0
+            # Neither candidates judged not relevant nor copies of relevant ones are holes: their case is known.
+            if positive or (document not in judged and not sources.reason(query, document, texts)):
+                places.append((query, document))
+                parts.append(value)
+                labelled.append(positive)
+    weights = holes.weights(np.array(parts, dtype=np.float64), np.array(labelled, dtype=np.bool_))
+    if sum(labelled) < holes.ENOUGH:
+        told = f"holes not weighed: {sum(labelled)} labelled positives stand in the windows"
+        mined.notes.append(f"{told}, {holes.ENOUGH} are needed")
+    found: dict[str, dict[str, float]] = {query: {} for query in windows}
+    for (query, document), weight in zip(places, weights.tolist(), strict=True):
+        found[query][document] = weight
+    return {query: replace(window, weights=found[query]) for query, window in windows.items()}
+
+
+def _group(sources: _Sources, query: str, window: _Window, mined: Mined) -> Group | None:
     grades = sources.collection.qrels["train"][query]
     section = sources.section
     everything = relevant(grades)
@@ -195,8 +256,8 @@ def _group(
         return None
     positives = _sample(sources.rng(query, "positives"), everything, section.positives)
     texts = {sources.texts[document]: document for document in everything}
-    kept = _negatives(sources, query, texts, thresholds.get(query), mined)
-    chosen = [(document, "mined") for document in _sample(sources.rng(query, "mined"), kept, section.negatives)]
+    kept = _negatives(sources, query, texts, window, mined)
+    chosen = [(document, "mined") for document in _picked(sources, query, kept)]
     taken = {*positives, *(document for document, _ in chosen)}
     given = [d for d, grade in grades.items() if grade <= 0 and d not in taken and not sources.reason(query, d, texts)]
     chosen += [(document, "given") for document in _sample(sources.rng(query, "given"), given, section.given)]
@@ -219,33 +280,32 @@ def _group(
         labels=[grades[document] for document in positives] + [0] * len(chosen),
         teacher=[float("nan")] * len(documents),
         origins=origins,
+        weights=[
+            window.weights.get(document, 1.0) if origin == "mined" else 1.0
+            for document, origin in zip(documents, origins, strict=True)
+        ],
     )
 
 
-def _negatives(
-    sources: _Sources,
-    query: str,
-    texts: Mapping[str, str],
-    threshold: tuple[dict[str, float], float] | None,
-    mined: Mined,
-) -> list[str]:
+def _negatives(sources: _Sources, query: str, texts: Mapping[str, str], window: _Window, mined: Mined) -> list[str]:
     """The candidates in the window that may be negatives; the others go to `mined.dropped` with their reason."""
     if not sources.section.negatives:
         return []
     grades = sources.collection.qrels["train"][query]
-    scores, positive = threshold or ({}, float("nan"))
-    share = sources.section.drop_above or 0.0
-    limit = positive - (1 - share) * abs(positive)
-    if threshold and np.isnan(positive):
+    share, positive = sources.section.drop_above, window.positive
+    limit = float("nan") if share is None else positive - (1 - share) * abs(positive)
+    if share is not None and np.isnan(positive):
         mined.counts["queries not filtered: no positive has a score"] += 1
+    whose = {"mean": "the positives", "min": "the lowest positive", "max": "the highest positive"}
+    too_high = f"scores at least {share or 0:g} of {whose[sources.section.filter_against]}"
     kept = []
     for rank, document in sources.window(query):
         if grades.get(document, 0) > 0:
             continue
-        score = scores.get(document)
+        score = window.scores.get(document)
         reason = sources.reason(query, document, texts)
         if reason is None and score is not None and score >= limit:
-            reason = f"scores at least {share:g} of the positives"
+            reason = too_high
         if reason is None:
             kept.append(document)
             continue
@@ -253,6 +313,14 @@ def _negatives(
         scored = (_number(score), _number(positive))
         mined.dropped.append(Dropped(query, sources.collection.queries[query], document, text, rank, reason, *scored))
     return kept
+
+
+def _picked(sources: _Sources, query: str, kept: Sequence[str]) -> list[str]:
+    """As many of the candidates that are kept as are wanted: the first, or any."""
+    wanted = sources.section.negatives
+    if sources.section.draw == "top":
+        return list(kept[:wanted])
+    return _sample(sources.rng(query, "mined"), kept, wanted)
 
 
 def _number(score: float | None) -> float | None:

@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import difflib
 import graphlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rankwright.core import SPLITS, Collection, Run, text_id
+from rankwright.core import SPLITS, Collection, Run
 from rankwright.errors import ConfigError, DataError, problems_error
 from rankwright.sections import Bm25Retriever, DenseRetriever, FuseRetriever, ImportRetriever, Retriever
 from rankwright.toolbox import fuse
-from rankwright.toolbox.metrics import per_query
 from rankwright.toolbox.progress import bar, say
+from rankwright.toolbox.tuned import Chosen, Members, PairScorer, Tuned, choose_weights
 
 if TYPE_CHECKING:
     from rankwright.toolbox.bm25 import Bm25
@@ -29,12 +29,10 @@ if TYPE_CHECKING:
 
 Scores = NDArray[np.float32]
 Positions = NDArray[np.int64]
-PairScorer = Callable[[Sequence[tuple[str, str]]], Scores]
 SplitRuns = dict[str, Run]
 
 _MARGIN = 16  # documents searched beyond the depth, for FAISS's rounding
 _BLOCK = 1 << 22  # numbers held at once while searching: about 16 MB
-_TUNED_ON = 300  # dev queries at most that choose a fusion's weights
 _ROWS = 512  # and rows: enough for a matrix product's pace, few enough for the bar to move
 
 
@@ -81,15 +79,18 @@ def retrieve(
     Raises:
         ConfigError: a fusion of an unknown retriever, or of itself.
         ModelError: an encoder cannot be loaded.
-        DataError: an imported run names documents that the collection lacks.
+        DataError: an imported run names documents that the collection lacks, or there is no dev for a `tuned` fusion.
     """
     order = _in_order(section)
+    _refuse_without_dev(section, _present(collection, context))
     pools = _pools(collection, context)
     runs: dict[str, SplitRuns] = {}
     for name in order:
         retriever = section[name]
         if isinstance(retriever, FuseRetriever) and retriever.method == "tuned":
-            runs[name] = Tuned.of(collection, name, section, context, runs).runs()
+            tuned, chosen = _tuned(collection, retriever, section, context, runs)
+            say(f"{name}: {chosen.line()}")
+            runs[name] = {split: tuned.run(split, retriever.depth) for split in runs[retriever.of[0]]}
         elif isinstance(retriever, FuseRetriever):
             runs[name] = _fuse(retriever, runs)
         elif isinstance(retriever, ImportRetriever):
@@ -124,109 +125,9 @@ def pair_scorer(
     if runs is None:
         raise ValueError(f"the scores of {name!r} ({retriever.kind}) are in its runs: give them")
     if isinstance(retriever, FuseRetriever) and retriever.method == "tuned":
-        return Tuned.of(collection, name, section, context, runs).score
+        _refuse_without_dev({name: retriever}, _present(collection, context))
+        return _tuned(collection, retriever, section, context, runs)[0].score
     return _run_scorer(list(runs[name].values()))
-
-
-@dataclass(frozen=True)
-class Tuned:
-    """A fusion whose weights dev chose: each member scores every candidate, in units of its own run's spread.
-
-    A convex combination of normalised scores (Bruch, Gai and Ingber, 2210.11934). A member's scores for a query are
-    standardised by the mean and deviation of its own run, so that any pair has a score, also one that is in no run.
-    """
-
-    collection: Collection
-    depth: int
-    members: dict[str, PairScorer]
-    member_runs: dict[str, SplitRuns]
-    weights: dict[str, float]
-
-    @classmethod
-    def of(
-        cls,
-        collection: Collection,
-        name: str,
-        section: Mapping[str, Retriever],
-        context: RetrieveContext,
-        runs: Mapping[str, Mapping[str, Run]],
-    ) -> Tuned:
-        """Choose the weights: the best nDCG@10 on a sample of dev, of equals the first; steps of 0.1, summing to 1.
-
-        Raises:
-            DataError: there is no dev split.
-        """
-        retriever = section[name]
-        assert isinstance(retriever, FuseRetriever)
-        if not collection.qrels.get("dev"):
-            raise DataError(f"retrieve.{name}: no dev split to choose weights on", hint="method: rrf, or data.dev_share")
-        members = {one: pair_scorer(collection, one, section, context, runs) for one in retriever.of}
-        equal = dict.fromkeys(retriever.of, 1 / len(retriever.of))
-        member_runs = {one: dict(runs[one]) for one in retriever.of}
-        even = cls(collection, retriever.depth, members, member_runs, equal)
-        return replace(even, weights=even._choose())
-
-    def runs(self) -> SplitRuns:
-        """The fused run of each split: the best `depth` of what any member found."""
-        return {split: self._run(split, list(self._found(split)), self.depth) for split in self._splits()}
-
-    def score(self, pairs: Sequence[tuple[str, str]]) -> Scores:
-        """The fused score of (query id, document id) pairs, float32 (pairs,)."""
-        parts = self._parts(pairs)
-        return sum(weight * parts[one] for one, weight in self.weights.items()).astype(np.float32)  # type: ignore[union-attr]
-
-    def _splits(self) -> list[str]:
-        return list(next(iter(self.member_runs.values())))
-
-    def _found(self, split: str) -> dict[str, list[str]]:
-        """Query -> what any member found."""
-        found: dict[str, dict[str, None]] = {}
-        for runs in self.member_runs.values():
-            for query in runs[split].rankings:
-                found.setdefault(query, {}).update(dict.fromkeys(runs[split].documents(query)))
-        return {query: list(documents) for query, documents in found.items()}
-
-    def _run(self, split: str, queries: Sequence[str], depth: int) -> Run:
-        found = self._found(split)
-        pairs = [(query, document) for query in queries for document in found.get(query, ())]
-        scores: dict[str, dict[str, float]] = {}
-        for (query, document), score in zip(pairs, self.score(pairs).tolist(), strict=True):
-            scores.setdefault(query, {})[document] = score
-        return Run.from_scores(scores, depth)
-
-    def _choose(self) -> dict[str, float]:
-        qrels = self.collection.qrels["dev"]
-        chosen = sorted(qrels, key=lambda query: text_id("dev" + self.collection.queries[query]))[:_TUNED_ON]
-        found = self._found("dev")
-        pairs = [(query, document) for query in chosen for document in found.get(query, ())]
-        parts = self._parts(pairs)
-        some = {query: qrels[query] for query in chosen}
-        tried = []
-        for weights in fuse.simplex(len(parts)):
-            mixed = sum(weight * part for weight, part in zip(weights, parts.values(), strict=True))
-            scores: dict[str, dict[str, float]] = {}
-            for (query, document), score in zip(pairs, np.asarray(mixed).tolist(), strict=True):
-                scores.setdefault(query, {})[document] = score
-            values = per_query(Run.from_scores(scores, 10), some, ["ndcg@10"])["ndcg@10"]
-            tried.append((round(float(values.mean()), 12), weights))
-        best = max(value for value, _ in tried)
-        weights = next(weights for value, weights in tried if value == best)
-        return dict(zip(parts, weights, strict=True))
-
-    def _parts(self, pairs: Sequence[tuple[str, str]]) -> dict[str, NDArray[np.float64]]:
-        """Each member's standardised scores of the pairs, float64 (pairs,)."""
-        return {one: self._standardised(one, pairs) for one in self.members}
-
-    def _standardised(self, member: str, pairs: Sequence[tuple[str, str]]) -> NDArray[np.float64]:
-        own = {query: hits for run in self.member_runs[member].values() for query, hits in run.rankings.items()}
-        raw = self.members[member](pairs).astype(np.float64)
-        by_query: dict[str, list[int]] = {}
-        for place, (query, _) in enumerate(pairs):
-            by_query.setdefault(query, []).append(place)
-        done = np.zeros(len(pairs))
-        for query, places in by_query.items():
-            done[places] = fuse.standardised(raw[places], [score for _, score in own.get(query, ())])
-        return done
 
 
 def flat_search(queries: Scores, documents: Scores, depth: int, what: str = "search") -> tuple[Scores, Positions]:
@@ -371,6 +272,31 @@ def _fuse(retriever: FuseRetriever, runs: Mapping[str, SplitRuns]) -> SplitRuns:
         return fuse.rrf(parts, k=retriever.rrf_k, depth=retriever.depth)
 
     return {split: fused(split) for split in runs[retriever.of[0]]}
+
+
+def _tuned(
+    collection: Collection,
+    retriever: FuseRetriever,
+    section: Mapping[str, Retriever],
+    context: RetrieveContext,
+    runs: Mapping[str, Mapping[str, Run]],
+) -> tuple[Tuned, Chosen]:
+    """The fusion with its weights chosen on dev, from its members' runs: the same each time."""
+    scorers = {one: pair_scorer(collection, one, section, context, runs) for one in retriever.of}
+    members = Members(scorers, {one: runs[one] for one in retriever.of})
+    chosen = choose_weights(members, collection.qrels["dev"], collection.queries)
+    return Tuned(members, chosen.weights), chosen
+
+
+def _refuse_without_dev(section: Mapping[str, Retriever], present: Sequence[str]) -> None:
+    """Before anything is searched, for dev comes in only when all members have found their candidates."""
+    for name, one in section.items():
+        if isinstance(one, FuseRetriever) and one.method == "tuned" and "dev" not in present:
+            raise DataError(
+                "there is no dev split to choose the weights on",
+                where=f"retrieve.{name}",
+                hint="method: rrf, or a dev split (data.dev, data.dev_share)",
+            )
 
 
 def _import(name: str, retriever: ImportRetriever, collection: Collection, pool: Pool) -> Iterator[tuple[str, Run]]:

@@ -2,8 +2,8 @@
 
 In: groups, a base model, the dev queries' own candidates. Out: a model folder, a log, and what happened.
 While it trains it keeps the checkpoint that ranks dev best (the untrained base counts, so a training that only
-does harm gives the base back), stops early, and falls back when the scores collapse. It does not know where
-groups come from, how arms are compared, or what any dataset is.
+does harm gives the base back), stops early, and falls back when the scores collapse; at the end it may try the mean
+of the last weights. It does not know where groups come from, how arms are compared, or what any dataset is.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,14 +20,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rankwright.core import Collection, Group, Qrels, Run, text_id
+from rankwright.core import Group
 from rankwright.errors import ConfigError, DataError, ModelError
-from rankwright.sections import DevSection, SampleSection, Training
+from rankwright.sections import Training
 from rankwright.toolbox import checkpoint, engine, losses
 from rankwright.toolbox.device import choose_device, choose_precision
-from rankwright.toolbox.metrics import per_query
+from rankwright.toolbox.devset import DevSet as DevSet
 from rankwright.toolbox.model import Reranker, model_card
 from rankwright.toolbox.progress import bar, say
+from rankwright.toolbox.schedule import Schedule, count_pairs
 
 if TYPE_CHECKING:
     import torch
@@ -37,43 +38,8 @@ COLLAPSED_SPREAD = 0.01
 CHANCE_MARGIN = 0.02
 """How close to ln(group size), relatively, the listwise loss of a collapsed model stays."""
 FALLBACKS = 2
-
-
-@dataclass(frozen=True)
-class DevSet:
-    """The retriever's candidates for some dev queries, to be put in order by the model in training."""
-
-    pairs: list[tuple[str, str]]
-    ids: list[tuple[str, str]]
-    qrels: Qrels
-    metric: str
-
-    @classmethod
-    def of(cls, collection: Collection, run: Run, section: DevSection) -> DevSet:
-        """The first `depth` candidates of at most `queries` dev queries, drawn by a hash of their text."""
-        qrels = collection.qrels.get("dev")
-        if qrels is None:
-            raise DataError("there is no dev split to watch", hint="data.dev_share, or dev: null with keep: last")
-        chosen = sorted(qrels, key=lambda query: text_id("dev" + collection.queries[query]))[: section.queries]
-        ids = [(query, document) for query in chosen for document in run.documents(query)[: section.depth]]
-        pairs = [(collection.queries[query], collection.documents[document]) for query, document in ids]
-        if not pairs:
-            raise DataError("no dev query has candidates to watch while training", hint="dev: null with keep: last")
-        return cls(pairs, ids, {query: qrels[query] for query in chosen}, section.metric)
-
-    def measure(self, score: Callable[[Sequence[tuple[str, str]]], NDArray[np.float32]]) -> float:
-        """The mean metric of the candidates in the order of `score`."""
-        return float(np.mean(self.values(score)))
-
-    def values(self, score: Callable[[Sequence[tuple[str, str]]], NDArray[np.float32]]) -> NDArray[np.float64]:
-        """The same query by query; all 0 when a score is not finite: that is no order."""
-        values = score(self.pairs)
-        if not np.isfinite(values).all():
-            return np.zeros(len(self.qrels))
-        scores: dict[str, dict[str, float]] = {}
-        for (query, document), value in zip(self.ids, values.tolist(), strict=True):
-            scores.setdefault(query, {})[document] = value
-        return per_query(Run.from_scores(scores), self.qrels, [self.metric])[self.metric]
+HAIR = 1e-9
+"""By how much more than the best checkpoint's an average's dev metric must be at least, to be kept."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +64,7 @@ class State:
     flat: int = 0
     stopped: bool = False
     log_bytes: int = 0
+    recent: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -113,10 +80,19 @@ class Trained:
     precision: str
     fallbacks: int
     notes: list[str] = field(default_factory=list)
+    averaged: tuple[int, ...] = ()
+    """The steps whose mean was kept; empty where one checkpoint was."""
+
+    @property
+    def kept(self) -> str:
+        """Which weights were kept, in words."""
+        if self.averaged:
+            return f"the mean of steps {', '.join(map(str, self.averaged))}"
+        return f"step {self.kept_step}"
 
     def lines(self) -> list[str]:
         """What happened, for the terminal."""
-        told = f"{self.steps} of {self.planned} steps; kept step {self.kept_step}"
+        told = f"{self.steps} of {self.planned} steps; kept {self.kept}"
         if self.dev is not None and self.dev_before is not None:
             told += f", dev {self.dev_before:.4f} -> {self.dev:.4f}"
         return [told]
@@ -148,7 +124,8 @@ class _Loop:
         self.groups, self.section, self.dev, self.bench = groups, section, dev, bench
         self.seed = bench.seed if section.seed is None else section.seed
         self.base = base
-        self.plan = _Plan.of(len(groups), section, watching=dev is not None)
+        pairs = count_pairs(groups, section.sample)
+        self.plan = Schedule.of(len(groups), section, pairs=pairs, watching=dev is not None)
         self.checkpoints = bench.folder / "checkpoints"
         self.log = _Log(bench.folder)
         self.state = State()
@@ -216,13 +193,14 @@ class _Loop:
         import torch
 
         chosen = self.plan.groups_of(self.state.step, self.groups, self.section, self.seed)
+        swapped = self.plan.swaps_of(self.state.step, self.section, self.seed)
         for rate, parameters in zip(self.rates, self.optimizer.param_groups, strict=True):
             parameters["lr"] = rate * self.plan.rate(self.state.step, self.section) * 0.5**self.state.fallbacks
         self.model.train()
         parts, total = [], 0.0
         for start in range(0, len(chosen), self.section.batch):
             micro = chosen[start : start + self.section.batch]
-            tensors = self._forward(micro)
+            tensors = self._forward(micro, swapped[start : start + self.section.batch])
             loss = self.loss(*tensors)[0] / len(chosen)  # all groups of the step, counting or not: known beforehand
             self.accelerator.backward(loss)
             total += float(loss.detach())
@@ -232,14 +210,14 @@ class _Loop:
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.state.step += 1
-        spread = float(torch.stack([losses.group_spread(scores, mask) for scores, _, mask, _ in parts]).mean())
+        spread = float(torch.stack([losses.group_spread(scores, mask) for scores, _, mask, *_ in parts]).mean())
         self._note_flatness(total, spread, parts)
         rate = float(self.optimizer.param_groups[0]["lr"])
         self.log.write({"step": self.state.step, "loss": total, "lr": rate, "spread": spread})
 
-    def _forward(self, groups: Sequence[Group]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Scores, labels, mask and teacher of some groups, each (groups, width of the widest)."""
-        pairs = [(group.query, document) for group in groups for document in group.documents]
+    def _forward(self, groups: Sequence[Group], swapped: Sequence[bool]) -> tuple[torch.Tensor, ...]:
+        """Scores, labels, mask, teacher and weights of some groups, each (groups, width of the widest)."""
+        pairs = _pairs(groups, swapped)
         encoded = engine.encode(self.reranker.tokenizer, pairs, self.reranker.max_length)
         logits = engine.forward(
             self.model, self.reranker.tokenizer, encoded, device=self.device, precision="fp32"
@@ -249,9 +227,9 @@ class _Loop:
     def _note_flatness(self, loss: float, spread: float, parts: Sequence[Sequence[torch.Tensor]]) -> None:
         """Count the steps in a row that look collapsed: one score for all candidates, and the loss at chance."""
         chance = listwise = 0.0
-        for scores, labels, mask, teacher in parts:
-            chance += float(losses.chance_loss(mask, labels).nan_to_num())
-            listwise += float(losses.mean(losses.listwise(scores, labels, mask, teacher)))
+        for scores, labels, mask, teacher, weights in parts:
+            chance += float(losses.chance_loss(mask, labels, weights).nan_to_num())
+            listwise += float(losses.mean(losses.listwise(scores, labels, mask, teacher, weights)))
         at_chance = chance == 0 or abs(listwise - chance) <= CHANCE_MARGIN * chance
         flat = (spread < COLLAPSED_SPREAD and at_chance) or not math.isfinite(loss)
         self.state.flat = self.state.flat + 1 if flat else 0
@@ -277,8 +255,11 @@ class _Loop:
             checkpoint.save_best(self.checkpoints, self.state.step, self._bare())
         else:
             self.state.stale += 1
+        if self.section.average and self.state.step and self._finite():
+            checkpoint.save_recent(self.checkpoints, self.state.step, self._bare())
+            self.state.recent = [*self.state.recent, self.state.step][-self.section.average :]
         patience = self.section.dev.patience if self.section.dev else None
-        each = [round(own, 6) for own in values.tolist()]  # what an interval of best against last needs
+        each = _rounded(values)  # what an interval of best against last needs
         self.log.write({"step": self.state.step, "dev": {self.dev.metric: value}, "kept": kept, "values": each})
         if patience is not None and self.state.stale >= patience:
             self.state.stopped = True
@@ -313,6 +294,7 @@ class _Loop:
         self.state.log_bytes = self.log.size
         checkpoint.save(self.checkpoints, self.state.step, self._bare(), self.optimizer, asdict(self.state))
         checkpoint.forget_bests(self.checkpoints, but=self.state.best_step)
+        checkpoint.forget_recent(self.checkpoints, but=self.state.recent)
 
     def _load(self, there: Path) -> None:
         self.state = State(**checkpoint.load(there, self._bare(), self.optimizer))
@@ -327,7 +309,10 @@ class _Loop:
     def _finish(self) -> Trained:
         """Put the kept weights in place, merge adapters, save the model folder."""
         best = self.section.keep == "best" and self.dev is not None
-        if best:
+        value = self._try_average() if best else None
+        averaged = tuple(self.state.recent) if value is not None else ()
+        if best and not averaged:
+            value = self.state.best
             checkpoint.load_best(self.checkpoints, self.state.best_step, self._bare())
         if not self._finite():
             raise ModelError(
@@ -337,93 +322,62 @@ class _Loop:
             )
         model = self._bare()
         self.reranker.model = model.merge_and_unload() if self.section.lora else model
-        kept = self.state.best_step if best else self.state.step
+        kept = self.state.best_step if best and not averaged else self.state.step
         measured = [value for record in self.log.records() for value in record.get("dev", {}).values()]
         trained = Trained(
             model=self.bench.folder / "model",
             steps=self.state.step,
             planned=self.plan.steps,
             kept_step=kept,
-            dev=self.state.best if best else None,
+            dev=value,
             dev_before=measured[0] if measured else None,
             precision=self.precision,
             fallbacks=self.state.fallbacks,
             notes=self.notes,
+            averaged=averaged,
         )
         self.reranker.save(trained.model, card=_card(self.bench.folder.name, self.base, self.section, trained))
         self.log.to_tensorboard()
         return trained
+
+    def _try_average(self) -> float | None:
+        """Load the mean of the weights evaluated last; its dev metric, or None where it is not to be kept.
+
+        Its record has keys of its own: it is no evaluation of a step.
+        """
+        if len(self.state.recent) < 2:
+            return None
+        assert self.dev
+        checkpoint.load_average(self.checkpoints, self.state.recent, self._bare())
+        values = self.dev.values(self._score)
+        value = float(np.mean(values))
+        kept = value > self.state.best + HAIR
+        told = {"averaged_dev": {self.dev.metric: value}, "average": len(self.state.recent)}
+        self.log.write({"step": self.state.step, **told, "kept": kept, "values": _rounded(values)})
+        return value if kept else None
 
     def _note(self, text: str) -> None:
         self.notes.append(text)
         say(text)
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """Which groups each step sees, and at which steps what is due."""
-
-    groups: int
-    step_groups: int
-    steps: int
-    warmup: int
-    evaluations: frozenset[int]
-    checkpoints: frozenset[int]
-
-    @classmethod
-    def of(cls, groups: int, section: Training, *, watching: bool) -> _Plan:
-        step_groups = section.batch * section.accumulate
-        epoch = math.ceil(groups / step_groups)
-        steps = max(1, round(epoch * section.epochs))
-        if section.max_steps:
-            steps = min(steps, section.max_steps)
-        epochs = max(1.0, steps / epoch)
-        wanted = section.dev.evaluations if watching and section.dev else 0
-        evaluations = _spaced(steps, round(wanted * epochs)) if wanted else frozenset()
-        saves = evaluations | _spaced(steps, round(section.checkpoints * epochs))
-        return cls(groups, step_groups, steps, round(section.warmup * steps), evaluations, saves)
-
-    @property
-    def patience_flat(self) -> int:
-        """Steps in a row that must look collapsed before the alarm goes."""
-        return max(5, min(50, self.steps // 20))
-
-    def rate(self, step: int, section: Training) -> float:
-        """The factor of the learning rate for the step after `step` steps: linear warm-up, then decay to 0."""
-        if step < self.warmup:
-            return (step + 1) / self.warmup
-        done = (step - self.warmup) / max(1, self.steps - self.warmup)
-        if section.schedule == "constant":
-            return 1.0
-        return 0.5 * (1 + math.cos(math.pi * done)) if section.schedule == "cosine" else 1 - done
-
-    def groups_of(self, step: int, groups: Sequence[Group], section: Training, seed: int) -> list[Group]:
-        """The groups of the step after `step` steps: a new seeded order every epoch, its short last batch kept."""
-        epoch, within = divmod(step, math.ceil(self.groups / self.step_groups))
-        order = np.random.default_rng([seed, epoch]).permutation(self.groups)
-        places = order[within * self.step_groups : (within + 1) * self.step_groups]
-        if section.sample is None:
-            return [groups[place] for place in places]
-        return [_drawn(groups[place], section.sample, np.random.default_rng([seed, epoch, place])) for place in places]
-
-
-def pad_groups(
-    groups: Sequence[Group], logits: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Lay flat logits (pairs,) out as scores, labels, mask, teacher of shape (groups, widest), on logits' device."""
+def pad_groups(groups: Sequence[Group], logits: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Lay flat logits (pairs,) out as the five tensors of a loss, of shape (groups, widest), on logits' device."""
     import torch
 
     widths = torch.tensor([len(group) for group in groups], device=logits.device)
     mask = torch.arange(int(widths.max()), device=logits.device)[None, :] < widths[:, None]
     flat_labels = [label for group in groups for label in group.labels]
     flat_teacher = [score for group in groups for score in group.teacher]
+    flat_weights = [weight for group in groups for weight in group.weights]
 
     def laid(values: torch.Tensor, filling: float) -> torch.Tensor:
         return torch.full(mask.shape, filling, device=logits.device, dtype=values.dtype).masked_scatter(mask, values)
 
     labels = laid(torch.tensor(flat_labels, device=logits.device), 0)
     teacher = laid(torch.tensor(flat_teacher, device=logits.device, dtype=torch.float32), float("nan"))
-    return laid(logits, 0.0), labels, mask, teacher
+    weights = laid(torch.tensor(flat_weights, device=logits.device, dtype=torch.float32), 1.0)
+    return laid(logits, 0.0), labels, mask, teacher, weights
 
 
 class _Log:
@@ -462,23 +416,10 @@ class _Log:
         with SummaryWriter(str(self.folder / "tensorboard")) as writer:
             for record in self.records():
                 values = {name: value for name, value in record.items() if isinstance(value, float)}
-                values |= {f"dev/{name}": value for name, value in record.get("dev", {}).items()}
+                for kind in ("dev", "averaged_dev"):
+                    values |= {f"{kind}/{name}": value for name, value in record.get(kind, {}).items()}
                 for name, value in values.items():
                     writer.add_scalar(name, value, record["step"])
-
-
-def _drawn(group: Group, sample: SampleSection, rng: np.random.Generator) -> Group:
-    """A draw of positives and negatives from a group, in the group's order."""
-    places: list[int] = []
-    for wanted, positive in ((sample.positives, True), (sample.negatives, False)):
-        there = [place for place, label in enumerate(group.labels) if (label > 0) == positive]
-        places += rng.choice(there, size=min(wanted, len(there)), replace=False).tolist() if there else []
-    kept = sorted(places)
-    parts = {
-        name: [getattr(group, name)[place] for place in kept]
-        for name in ("document_ids", "documents", "labels", "teacher", "origins")
-    }
-    return Group(group.query_id, group.query, **parts)
 
 
 def _with_lora(model: Any, section: Training, seed: int) -> Any:
@@ -526,10 +467,17 @@ def _parameter_groups(model: Any, section: Training) -> list[dict[str, Any]]:
     return [{"params": params, "lr": rate, "weight_decay": decay} for (rate, decay), params in found.items()]
 
 
-def _spaced(steps: int, count: int) -> frozenset[int]:
-    """`count` steps spread evenly, the last among them."""
-    count = max(1, min(count, steps))
-    return frozenset(round(steps * (place + 1) / count) for place in range(count))
+def _pairs(groups: Sequence[Group], swapped: Sequence[bool]) -> list[tuple[str, str]]:
+    """Each group's (query, document), or (document, query) where it is swapped."""
+    return [
+        (document, group.query) if turned else (group.query, document)
+        for group, turned in zip(groups, swapped, strict=True)
+        for document in group.documents
+    ]
+
+
+def _rounded(values: NDArray[np.float64]) -> list[float]:
+    return [round(own, 6) for own in values.tolist()]
 
 
 def _card(name: str, base: str | Path, section: Training, trained: Trained) -> str:
@@ -538,7 +486,7 @@ def _card(name: str, base: str | Path, section: Training, trained: Trained) -> s
         f"A cross-encoder reranker, trained by rankwright from `{Path(str(base)).name}`.",
         "",
         f"* loss: {loss}; learning rate {section.learning_rate:g}; {trained.precision}",
-        f"* kept step {trained.kept_step} of {trained.planned} planned",
+        f"* kept {trained.kept} of {trained.planned} planned",
     ]
     if trained.dev is not None and section.dev:
         lines.append(

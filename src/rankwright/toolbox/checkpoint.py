@@ -2,6 +2,7 @@
 
     checkpoints/step-000120/   weights.safetensors, state.pt (optimiser, random state), state.json (counters)
     checkpoints/best-000090.safetensors
+    checkpoints/recent-000060.safetensors      what an average is made of
 
 A checkpoint is written under another name and renamed; the one before it goes only afterwards. Hence one that takes
 the place of another of the same step gets a name of its own (step-000120-1). What the counters mean is the training
@@ -12,8 +13,12 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Collection, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from rankwright.toolbox import mixing
 
 if TYPE_CHECKING:
     import torch
@@ -63,26 +68,64 @@ def load(checkpoint: Path, model: torch.nn.Module, optimizer: torch.optim.Optimi
 
 def save_best(folder: Path, step: int, model: torch.nn.Module) -> None:
     """Keep the weights of `step`. Older bests stay until `forget_bests`: a checkpoint may still count on them."""
-    from safetensors.torch import save_model
-
-    folder.mkdir(parents=True, exist_ok=True)
-    made = folder / ".best.new"
-    save_model(model, str(made))
-    made.rename(folder / f"best-{step:06d}.safetensors")
+    _keep(folder, f"best-{step:06d}", model)
 
 
 def load_best(folder: Path, step: int, model: torch.nn.Module) -> None:
     """Put the kept weights of `step` into the model."""
-    from safetensors.torch import load_model
-
-    device = str(next(model.parameters()).device)
-    load_model(model, str(folder / f"best-{step:06d}.safetensors"), device=device)
+    _put(folder / f"best-{step:06d}.safetensors", model)
 
 
 def forget_bests(folder: Path, but: int) -> None:
     """Remove all kept weights but those of one step."""
-    for file in folder.glob("best-*.safetensors"):
-        if file.name != f"best-{but:06d}.safetensors":
+    _forget(folder, "best", {but})
+
+
+def save_recent(folder: Path, step: int, model: torch.nn.Module) -> None:
+    """Keep the weights of `step` for an average. They stay until `forget_recent`, as bests do."""
+    _keep(folder, f"recent-{step:06d}", model)
+
+
+def forget_recent(folder: Path, but: Collection[int]) -> None:
+    """Remove the weights kept for an average but those of some steps."""
+    _forget(folder, "recent", but)
+
+
+def load_average(folder: Path, steps: Sequence[int], model: torch.nn.Module) -> None:
+    """Put the mean of the weights that `save_recent` kept of `steps` into the model, tensor by tensor."""
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    weights = [1 / len(steps)] * len(steps)
+    with ExitStack() as stack:
+        files = [stack.enter_context(safe_open(str(folder / f"recent-{step:06d}.safetensors"), "pt")) for step in steps]
+        mean = {name: mixing.linear([file.get_tensor(name) for file in files], weights) for name in files[0].keys()}  # noqa: SIM118
+    made = folder / ".mean.new"  # by way of a file, since reading one knows how to treat shared weights
+    save_file(mean, str(made))
+    _put(made, model)
+    made.unlink()
+
+
+def _keep(folder: Path, name: str, model: torch.nn.Module) -> None:
+    from safetensors.torch import save_model
+
+    folder.mkdir(parents=True, exist_ok=True)
+    kind = name.partition("-")[0]
+    made = folder / f".{kind}.new"
+    save_model(model, str(made))
+    made.rename(folder / f"{name}.safetensors")
+
+
+def _put(file: Path, model: torch.nn.Module) -> None:
+    from safetensors.torch import load_model
+
+    load_model(model, str(file), device=str(next(model.parameters()).device))
+
+
+def _forget(folder: Path, kind: str, but: Collection[int]) -> None:
+    kept = {f"{kind}-{step:06d}.safetensors" for step in but}
+    for file in folder.glob(f"{kind}-*.safetensors"):
+        if file.name not in kept:
             file.unlink()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,26 +51,45 @@ def weighted(runs: Sequence[Run], weights: Sequence[float], *, depth: int | None
     )
 
 
-def standardised(scores: NDArray[np.float64], own: Sequence[float]) -> NDArray[np.float64]:
-    """Scores in standard deviations from the mean of a retriever's `own` scores for the query: the same shape.
+class Scale(NamedTuple):
+    """A retriever's own scores for a query, in three numbers; the spread is 0 where none differ."""
 
-    A score that is not a number counts as the lowest of its own; where those are all equal, every score is 0.
-    """
+    mean: float
+    spread: float
+    lowest: float
+
+
+def scale(own: Sequence[float]) -> Scale:
+    """The mean, the standard deviation and the lowest of a retriever's own scores for a query."""
     if not own:
-        return np.zeros_like(scores)
+        return Scale(0.0, 0.0, 0.0)
     known = np.asarray(own, dtype=np.float64)
     spread = float(known.std())
-    if spread <= 1e-12 * float(np.abs(known).max()):
-        return np.zeros_like(scores)
-    return (np.where(np.isnan(scores), known.min(), scores) - known.mean()) / spread
+    # What is left of equal numbers after a subtraction is not a spread.
+    flat = spread <= 1e-12 * float(np.abs(known).max())
+    return Scale(float(known.mean()), 0.0 if flat else spread, float(known.min()))
+
+
+def standardised(scores: NDArray[np.floating[Any]], scales: Sequence[Scale]) -> NDArray[np.float64]:
+    """Scores in standard deviations from the mean, each by its own scale: float64 (scores,).
+
+    A score that is not a number counts as the lowest; where there is no spread, the score is 0.
+    """
+    mean, spread, lowest = np.array(scales, dtype=np.float64).reshape(-1, 3).T
+    known = np.where(np.isnan(scores), lowest, scores.astype(np.float64))
+    done: NDArray[np.float64] = np.where(spread > 0, (known - mean) / np.where(spread > 0, spread, 1.0), 0.0)
+    return done
 
 
 def simplex(parts: int, steps: int = 10) -> list[tuple[float, ...]]:
-    """All weights of so many parts that sum to 1, in steps of 1 / `steps`."""
+    """All weights of so many parts that sum to 1, in steps of 1 / `steps`, in ascending order of the first, and so on.
+
+    As stars and bars: `parts` - 1 bars among the steps cut them into parts.
+    """
+    places = steps + parts - 1
     return [
-        tuple(step / steps for step in (*some, steps - sum(some)))
-        for some in itertools.product(range(steps + 1), repeat=parts - 1)
-        if sum(some) <= steps
+        tuple((after - before - 1) / steps for before, after in itertools.pairwise((-1, *bars, places)))
+        for bars in itertools.combinations(range(places), parts - 1)
     ]
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,12 +71,12 @@ class CachedScorer:
         return self._reranker.score(pairs, precision=self.precision)[:, None]
 
 
-def both_orders(scorer: CachedScorer) -> Callable[..., NDArray[np.float32]]:
+def both_orders(scorer: Callable[..., NDArray[np.float32]]) -> Callable[..., NDArray[np.float32]]:
     """A scorer that averages (query, document) and (document, query): for tasks where either order means the same."""
 
-    def score(pairs: Sequence[tuple[str, str]], *, what: str = "score") -> NDArray[np.float32]:
+    def score(pairs: Sequence[tuple[str, str]], **options: Any) -> NDArray[np.float32]:
         swapped = [(document, query) for query, document in pairs]
-        both = scorer([*pairs, *swapped], what=what)
+        both = scorer([*pairs, *swapped], **options)
         return ((both[: len(pairs)] + both[len(pairs) :]) / 2).astype(np.float32)
 
     return score

@@ -1,7 +1,8 @@
 """FlagEmbedding's JSONL: `flag:PATH` as a source, and training groups, written and read.
 
 A line is ``{"query", "pos": [], "neg": [], "pos_scores"?, "neg_scores"?}``. Groups add query_id, pos_ids, neg_ids,
-pos_grades and neg_origins, which FlagEmbedding passes over. It does not know how a group is mined or used.
+pos_grades, neg_origins and, where holes were weighed, neg_weights, which FlagEmbedding passes over. It does not know
+how a group is mined or used.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ _PARALLEL = {"pos_ids": "pos", "pos_grades": "pos", "pos_scores": "pos"} | {
     "neg_ids": "neg",
     "neg_scores": "neg",
     "neg_origins": "neg",
+    "neg_weights": "neg",
 }
 
 
@@ -43,8 +45,8 @@ def read(location: str | Path, splits: Splits, *, dedupe: bool = True) -> Source
 def write_groups(path: str | Path, groups: Iterable[Group]) -> None:
     """Write groups, positives (label above 0) before the rest, whole or not at all.
 
-    A teacher's score that is NaN becomes null. `read_groups` gives back the same groups if positives came
-    first, had the origin ``positive``, and the other labels were 0.
+    A teacher's score that is NaN becomes null; weights that are all 1 are not written. `read_groups` gives back the
+    same groups if positives came first, had the origin ``positive`` and the weight 1, and the other labels were 0.
 
     Raises:
         DiskError: no space or no permission; an older file stays as it was.
@@ -55,9 +57,10 @@ def write_groups(path: str | Path, groups: Iterable[Group]) -> None:
 
 
 def read_groups(path: str | Path) -> list[Group]:
-    """Read groups, also from a plain FlagEmbedding file (ids are then `core.text_id`, grades 1, teachers NaN).
+    """Read groups, also from a plain FlagEmbedding file.
 
-    The lists of a group are lists: positives, then negatives.
+    Its ids are then `core.text_id`, grades and weights 1, teachers NaN. The lists of a group are lists: positives,
+    then negatives.
 
     Raises:
         DataError: no such file, and lines that are no groups; all are told at once.
@@ -125,6 +128,8 @@ def _group_problem(columns: Mapping[str, Any]) -> str | None:
         return "scores must be numbers or null"
     if not all(isinstance(grade, int) and grade > 0 for grade in columns.get("pos_grades") or []):
         return "pos_grades must be whole numbers above 0"
+    if not all(isinstance(weight, int | float) and 0 <= weight <= 1 for weight in columns.get("neg_weights") or []):
+        return "neg_weights must be numbers from 0 to 1"
     return None
 
 
@@ -132,7 +137,8 @@ def _line(group: Group) -> dict[str, Any]:
     positive = [index for index, label in enumerate(group.labels) if label > 0]
     rest = [index for index, label in enumerate(group.labels) if label <= 0]
     teacher = [None if math.isnan(score) else float(score) for score in group.teacher]
-    return {
+    weights = [float(group.weights[index]) for index in rest]
+    line = {
         "query": group.query,
         "pos": [group.documents[index] for index in positive],
         "neg": [group.documents[index] for index in rest],
@@ -144,6 +150,7 @@ def _line(group: Group) -> dict[str, Any]:
         "pos_grades": [int(group.labels[index]) for index in positive],
         "neg_origins": [group.origins[index] for index in rest],
     }
+    return line if all(weight == 1 for weight in weights) else {**line, "neg_weights": weights}
 
 
 def _group(columns: Mapping[str, Any]) -> Group:
@@ -164,4 +171,5 @@ def _group(columns: Mapping[str, Any]) -> Group:
         labels=parallel("pos_grades", [1] * len(positives)) + [0] * len(negatives),
         teacher=[math.nan if score is None else float(score) for score in scores],
         origins=["positive"] * len(positives) + parallel("neg_origins", ["given"] * len(negatives)),
+        weights=[1.0] * len(positives) + [float(weight) for weight in parallel("neg_weights", [1.0] * len(negatives))],
     )

@@ -1,0 +1,137 @@
+"""One small training and what dev says of it, kept by its key.
+
+In: a Recipe, a base, and how many pairs. Out: a Result: the served metric (blended with the retriever's score) of every
+dev query. A trial that was made before, by this search or one that was stopped, is not made again. It does not know
+which recipes there are, nor what is chosen.
+
+    trials/KEY/result.json   what dev says
+    trials/KEY/model         the trained model, until the search forgets it
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rankwright.auto.purse import Purse
+from rankwright.auto.recipes import Recipe
+from rankwright.core import Collection, Group, Run, content_hash
+from rankwright.rooms.mine import PairScorer, mine
+from rankwright.rooms.train import DevSet, Workbench, train
+from rankwright.sections import MineSection, Training
+from rankwright.toolbox.devset import Score
+from rankwright.toolbox.progress import say
+from rankwright.toolbox.weights import fingerprint
+from rankwright.workspace import write_json
+
+NOT_TRAINING = {"recipe", "budget", "bases", "base", "mine", "seed"}
+"""Keys of a training that say where it comes from, not how it runs."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What dev says of a trial. `values` is the served metric a query, `weight` the blend's, `pairs` those trained."""
+
+    key: str
+    name: str
+    pairs: int
+    weight: float
+    values: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """The served metric's mean."""
+        return float(np.mean(self.values)) if self.values else 0.0
+
+    def array(self) -> NDArray[np.float64]:
+        """The values as an array (queries,)."""
+        return np.array(self.values)
+
+
+def training_key(section: Training, groups: Sequence[Group], base: Path, seed: int) -> str:
+    """What a training without a dev set depends on, as a hash: equal keys give equal weights on one machine."""
+    settings = section.model_dump(mode="json", exclude=NOT_TRAINING)
+    texts = (json.dumps([group.query, list(group.documents), list(group.labels), _numbers(group)]) for group in groups)
+    return content_hash([json.dumps(settings, sort_keys=True), fingerprint(base), str(seed), *texts])[:16]
+
+
+def _numbers(group: Group) -> list[str]:
+    return [f"{value:.9g}" for value in (*group.teacher, *group.weights)]
+
+
+@dataclass
+class Trials:
+    """Where trials are made: on which collection and candidates, for which dev queries, out of which purse."""
+
+    collection: Collection
+    train_runs: Mapping[str, Run]
+    scorer: Callable[[str], PairScorer]
+    dev: DevSet
+    scores_of: Callable[[Path], Score]
+    folder: Path
+    purse: Purse
+    seed: int
+    device: str = "auto"
+    cache: Path | None = None
+    per_split: bool = False
+    _mined: dict[str, tuple[list[Group], list[Group]]] = field(default_factory=dict, repr=False)
+
+    def groups(self, section: MineSection, kind: str = "labelled", teacher: PairScorer | None = None) -> list[Group]:
+        """The groups of a mine section; `teacher` is whose scores its filter reads where it is a model's."""
+        key = section.model_dump_json() + str(id(teacher) if teacher else "")
+        if key not in self._mined:
+            assert section.candidates
+            mined = mine(
+                self.collection,
+                self.train_runs[section.candidates],
+                section,
+                teacher=self.scorer(section.candidates),
+                filter_scores=teacher,
+                per_split=self.per_split,
+                seed=self.seed,
+            )
+            self._mined[key] = mined.groups, mined.unlabelled
+        labelled, unlabelled = self._mined[key]
+        return labelled if kind == "labelled" else unlabelled
+
+    def run(self, recipe: Recipe, base: Path, pairs: int, teacher: PairScorer | None = None) -> tuple[Result, Path]:
+        """Train `base` by the recipe on about so many pairs, and ask dev; the result and the trained model's folder."""
+        groups = self.groups(recipe.mine, recipe.training.groups, teacher)
+        section = Training(**{**recipe.training.model_dump(), "max_pairs": pairs})
+        key = training_key(section, groups, base, self.seed)
+        folder = self.folder / key
+        self.purse.pay(pairs)
+        if not (folder / "result.json").exists() or not (folder / "model").exists():
+            self._train(section, groups, base, folder)
+        return self.ask(recipe.name, folder / "model", key, pairs), folder / "model"
+
+    def ask(self, name: str, model: Path, key: str, pairs: int = 0) -> Result:
+        """What dev says of a model, kept under the key."""
+        file = self.folder / key / "result.json"
+        self.purse.pay(scored=len(self.dev.pairs))
+        if file.exists():
+            values = json.loads(file.read_text(encoding="utf-8"))
+            found = Result(**{**values, "values": tuple(values["values"])})
+        else:
+            weight, each = self.dev.choose(self.scores_of(model))
+            found = Result(key, name, pairs, weight, tuple(each.tolist()))
+            write_json(file, asdict(found))
+        say(f"{name}, {pairs:,} pairs: {self.dev.metric} {found.mean:.4f} served on dev, weight {found.weight:g}")
+        return found
+
+    def forget(self, but: Sequence[Path]) -> None:
+        """Delete the trained models that are not needed any more; what dev said of them stays."""
+        for model in self.folder.glob("*/model"):
+            if model not in but:
+                shutil.rmtree(model, ignore_errors=True)
+
+    def _train(self, section: Training, groups: Sequence[Group], base: Path, folder: Path) -> None:
+        """Begin the training in the folder, or go on with it."""
+        train(groups, section, base=base, dev=None, bench=Workbench(folder, self.device, self.cache, self.seed))
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)

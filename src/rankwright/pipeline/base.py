@@ -1,0 +1,160 @@
+"""What all stages share: the rooms in order, what a stage is, and the site that an experiment is worked on.
+
+In: an experiment and the folder for runs. Out: names, keys, candidates and scorers for the stages. It does not know
+what any stage does, nor which comes next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rankwright.boxes import Boxes
+from rankwright.core import SPLITS, Run
+from rankwright.plan import Model, Plan
+from rankwright.rooms.mine import PairScorer
+from rankwright.rooms.retrieve import RetrieveContext, pair_scorer
+from rankwright.sections import Experiment, FuseRetriever, Precision, RerankSection, Section
+from rankwright.toolbox.model import Reranker
+from rankwright.toolbox.scorer import CachedScorer, both_orders
+from rankwright.workspace import MadeOf, RunFolder
+
+ROOMS = (
+    *("data", "retrieve", "recipe", "mine", "train", "merge", "rerank", "blend", "general"),
+    *("evaluate", "diagnose", "verdict", "report"),
+)
+
+VERSIONS = dict.fromkeys(ROOMS, 1) | {"rerank": 2, "evaluate": 2, "report": 2}
+"""Raise a room's number when the same input gives another output: boxes made before are then made anew."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage: what it would be made of now, and how to make it in a folder (returning what to tell)."""
+
+    name: str
+    made_of: Callable[[], MadeOf]
+    work: Callable[[Path], list[str]]
+
+    @property
+    def room(self) -> str:
+        """The room that makes it: ``train`` for ``train/finetuned``."""
+        return self.name.partition("/")[0]
+
+
+@dataclass
+class Outcome:
+    """What became of a stage: ``ran``, ``resumed`` or ``reused`` (or would, in a dry run), why, and how long."""
+
+    stage: str
+    action: str
+    why: str
+    seconds: float = 0.0
+    lines: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Site:
+    """Where an experiment is worked on: what is wanted, what stands in the run folder, the keys of stages passed.
+
+    `experiment` and `plan` may be replaced on the way (see `adopt`): read them when they are needed.
+    """
+
+    experiment: Experiment
+    plan: Plan
+    folder: RunFolder
+    boxes: Boxes
+    keys: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, experiment: Experiment, runs: Path) -> Site:
+        """The site ``runs/NAME`` of an experiment.
+
+        Raises:
+            ConfigError: a name in the experiment stands for nothing.
+        """
+        folder = RunFolder(runs / experiment.name)
+        return cls(experiment, Plan.of(experiment), folder, Boxes(folder))
+
+    def adopt(self, experiment: Experiment) -> None:
+        """Go on with another experiment: the stages that follow are those that it asks for.
+
+        Raises:
+            ConfigError: a name in the experiment stands for nothing; the one before then stays.
+        """
+        plan = Plan.of(experiment)
+        self.experiment, self.plan = experiment, plan
+
+    @property
+    def context(self) -> RetrieveContext:
+        """What retrieving needs to know beside its section."""
+        return RetrieveContext(
+            cache=self.folder.cache,
+            device=self.experiment.device,
+            per_split=self.experiment.data.corpus == "per_split",
+            drop_self=self.experiment.data.self_matches == "drop",
+        )
+
+    def inputs(self, *stages: str) -> dict[str, Any]:
+        """The keys of earlier stages, as parts of what one is made of."""
+        return {f"input.{stage}": self.keys[stage] for stage in stages}
+
+    def model_input(self, model: Model) -> dict[str, Any]:
+        """What a model adds to what a stage is made of: its stage's key, or a hash of its files."""
+        if model.stage:
+            return self.inputs(model.stage)
+        return {f"content.{model.name}": self.boxes.model_fingerprint(model)}
+
+    def candidates(self, split: str) -> Run:
+        """The candidates that are reranked; none where the data have no such split."""
+        there = split in self.boxes.collection.qrels
+        return self.boxes.candidates(self.plan.rerank_from, split) if there else Run()
+
+    def pair_scorer(self, retriever: str) -> PairScorer:
+        """A retriever's scores of pairs of query and document."""
+        splits = [split for split in SPLITS if split in self.boxes.collection.qrels]
+        runs = {
+            name: {split: self.boxes.candidates(name, split) for split in splits} for name in self._needed(retriever)
+        }
+        return pair_scorer(self.boxes.collection, retriever, self.experiment.retrieve, self.context, runs)
+
+    def _needed(self, retriever: str) -> list[str]:
+        """The retriever and all that it fuses."""
+        section = self.experiment.retrieve[retriever]
+        below = section.of if isinstance(section, FuseRetriever) else []
+        return [retriever, *(name for one in below for name in self._needed(one))]
+
+    def scorer(
+        self, model: Model, precision: Precision | None = None, max_length: int | None = None
+    ) -> tuple[Any, str]:
+        """A model's scores of text pairs, cached, and the precision that they are computed in."""
+        section = self.experiment.rerank
+        assert section
+        scorer = CachedScorer(
+            self.boxes.model(model),
+            cache=self.folder.cache,
+            device=self.experiment.device,
+            max_length=max_length or section.max_length,
+            precision=precision or section.precision,
+        )
+        return (both_orders(scorer) if section.both_orders else scorer), scorer.precision
+
+    def score_with(self, model: Path, section: RerankSection) -> Any:
+        """A model's scores of text pairs as `rerank` would have them, not kept: for models that are soon forgotten."""
+        reranker = Reranker.load(model, device=self.experiment.device, max_length=section.max_length)
+        return both_orders(reranker.score) if section.both_orders else reranker.score
+
+
+def flat(name: str, section: Section) -> dict[str, Any]:
+    """A section, flat: ``{"mine.negatives": 7, "train.finetuned.dev.depth": 30, …}``."""
+    return dict(_flat(name, section.model_dump(mode="json")))
+
+
+def _flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict) and value:
+        for key, below in value.items():
+            yield from _flat(f"{name}.{key}", below)
+    else:
+        yield name, value

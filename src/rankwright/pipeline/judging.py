@@ -1,0 +1,392 @@
+"""The stages that use models and judge them: rerank, blend, general, evaluate, diagnose, verdict, report.
+
+In: the site, with the boxes of `making`. Out: a stage for each that its experiment asks for, with what it is made of
+and how to make it. It does not know whether a stage must be made, nor how a model came to be.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rankwright import config
+from rankwright.core import Qrels, Run, content_hash, text_id
+from rankwright.pipeline.base import VERSIONS, Site, Stage, flat
+from rankwright.plan import BLENDED, MINE, RETRIEVAL, Model
+from rankwright.rooms.blend import FUSED, RRF, blend, blended, fuse, fused
+from rankwright.rooms.diagnose import Case, Chosen, diagnose
+from rankwright.rooms.evaluate import evaluate
+from rankwright.rooms.general import general
+from rankwright.rooms.report import ReportView, report
+from rankwright.rooms.rerank import rerank
+from rankwright.rooms.verdict import Arm, preferred, verdict
+from rankwright.toolbox.formats import Splits, read
+from rankwright.toolbox.formats.content import content
+from rankwright.toolbox.metrics import label
+from rankwright.toolbox.model import SETTINGS, read_settings
+from rankwright.toolbox.scorer import pair_lengths, tokens_read
+from rankwright.version import __version__
+from rankwright.workspace import MadeOf, write_json, write_text
+
+
+class Judging:
+    """From the models to the page that tells what they are worth."""
+
+    def __init__(self, site: Site) -> None:
+        self.site = site
+
+    def stages(self) -> Iterator[Stage]:
+        """The stages in order; each as the site's experiment is when it is asked for."""
+        if self.site.experiment.rerank:
+            yield from self._reranking_stages()
+        if self.site.experiment.evaluate:
+            yield from self._judging_stages()
+
+    def _reranking_stages(self) -> Iterator[Stage]:
+        yield Stage("rerank", self._rerank_made_of, self._rerank)
+        if self.site.experiment.blend:
+            yield Stage("blend", self._blend_made_of, self._blend)
+        if self.site.experiment.general:
+            yield Stage("general", self._general_made_of, self._general)
+
+    def _judging_stages(self) -> Iterator[Stage]:
+        yield Stage("evaluate", self._evaluate_made_of, self._evaluate)
+        if self.site.experiment.diagnose and self.site.plan.examined:
+            yield Stage("diagnose", self._diagnose_made_of, self._diagnose)
+        if self.site.experiment.verdict and self.site.plan.arms:
+            yield Stage("verdict", self._verdict_made_of, self._verdict)
+        if self.site.experiment.report:
+            yield Stage("report", self._report_made_of, self._report)
+
+    # ---------------------------------------------------------------------------------------------------------- rerank
+
+    def _rerank_made_of(self) -> MadeOf:
+        section = self.site.experiment.rerank
+        assert section
+        made = flat("rerank", section.model_copy(update={"arms": None, "candidates": self.site.plan.rerank_from}))
+        made["rerank.arms"] = [
+            f"{arm}: {model.name}" for arm, model in self.site.plan.arms.items()
+        ]  # their order counts
+        made["rerank.split"] = self.site.plan.split
+        for model in self.site.plan.arms.values():
+            made |= self.site.model_input(model)
+        return {**made, **self.site.inputs("data", "retrieve"), "room": VERSIONS["rerank"]}
+
+    def _rerank(self, out: Path) -> list[str]:
+        section = self.site.experiment.rerank
+        assert section
+        told = []
+        for arm, model in self.site.plan.arms.items():
+            scorer, precision = self.site.scorer(model)
+            for split, candidates in self._reranked_candidates().items():
+                score = partial(scorer, what=f"rerank {arm}, {split}")
+                run = rerank(self.site.boxes.collection, candidates, score, depth=section.depth)
+                self.site.boxes.save_reranked(out, arm, split, run)
+            told.append(f"{arm}: {model.name}, {precision}")
+        return told
+
+    def _reranked_candidates(self) -> dict[str, Run]:
+        """The candidates of the measured split and, for `blend` to choose on, those of a sample of dev."""
+        section, collection = self.site.experiment.rerank, self.site.boxes.collection
+        assert section
+        runs = {self.site.plan.split: self.site.boxes.candidates(self.site.plan.rerank_from, self.site.plan.split)}
+        if self._chooses_on_dev():
+            run = self.site.candidates("dev")
+            chosen = sorted(collection.qrels["dev"], key=lambda query: text_id("dev" + collection.queries[query]))
+            runs["dev"] = Run({query: run.rankings.get(query, ()) for query in chosen[: section.dev_queries]})
+        return runs
+
+    def _chooses_on_dev(self) -> bool:
+        section = self.site.experiment.rerank
+        there = "dev" in self.site.boxes.collection.qrels and self.site.plan.split != "dev"
+        return bool(section and section.dev_queries and self.site.experiment.blend and there)
+
+    # ----------------------------------------------------------------------------------------------------------- blend
+
+    def _blend_made_of(self) -> MadeOf:
+        section = self.site.experiment.blend
+        assert section
+        made = {**flat("blend", section), "blend.candidates": self.site.plan.rerank_from}
+        return {**made, **self.site.inputs("data", "retrieve", "rerank"), "room": VERSIONS["blend"]}
+
+    def _blend(self, out: Path) -> list[str]:
+        section, rerank_section = self.site.experiment.blend, self.site.experiment.rerank
+        assert section
+        assert rerank_section
+        depth, split = rerank_section.depth, self.site.plan.split
+        if not self._chooses_on_dev():
+            write_json(out / "choices.json", {"arms": {}, "fusion": None, "depth": depth})
+            return ["no dev split: nothing to choose a blend on (data.dev_share above 0 cuts one from train)"]
+        dev = self._reranked_candidates()["dev"]
+        qrels = {query: self.site.boxes.collection.qrels["dev"][query] for query in dev.rankings}
+        told, chosen = [], {}
+        for arm in self._arms():
+            choice = blend(dev, self.site.boxes.reranked(arm, "dev"), qrels, section, depth=depth)
+            retrieved, reranked = (
+                self.site.boxes.candidates(self.site.plan.rerank_from, split),
+                self.site.boxes.reranked(arm, split),
+            )
+            run = blended(retrieved, reranked, choice, depth=depth)
+            self.site.boxes.save_reranked(out, arm + BLENDED, split, run)
+            chosen[arm] = choice.values()
+            told.append(
+                f"{arm}: weight {choice.weight:g} at depth {choice.depth}; dev {label(section.metric)} "
+                f"{choice.retrieval:.4f} retrieval, {choice.reranked:.4f} reranked, {choice.blended:.4f} blended"
+            )
+            self._keep_with_model(self.site.plan.arms[arm], {"blend": choice.serving()})
+        fusion = self._fusion(out, qrels, section.metric)
+        write_json(out / "choices.json", {"arms": chosen, "fusion": fusion, "depth": depth})
+        return told
+
+    def _fusion(self, out: Path, qrels: Qrels, metric: str) -> dict[str, Any] | None:
+        """Tuned fusion of all plain retrievers: what a reranker must beat where there are several."""
+        names = [name for name, retriever in self.site.experiment.retrieve.items() if retriever.kind != "fuse"]
+        tuned = fuse({name: self.site.boxes.candidates(name, "dev") for name in names}, qrels, metric)
+        if tuned is None:
+            return None
+        for name, run in fused(
+            {name: self.site.boxes.candidates(name, self.site.plan.split) for name in names}, tuned
+        ).items():
+            self.site.boxes.save_reranked(out, name, self.site.plan.split, run)
+        return {"weights": tuned.weights, "rrf": tuned.rrf, "fused": tuned.fused}
+
+    def _keep_with_model(self, model: Model, values: Mapping[str, Any]) -> None:
+        """Add to rankwright.json beside a model of ours: no part of the stage's outputs, nor of the fingerprint."""
+        if model.stage:
+            path = self.site.boxes.model(model) / SETTINGS
+            before = read_settings(self.site.boxes.model(model))
+            write_json(path, {**before, **values})
+
+    # --------------------------------------------------------------------------------------------------------- general
+
+    def _general_made_of(self) -> MadeOf:
+        section = self.site.experiment.general
+        assert section
+        made = {**flat("general", section), "content.general.source": content(section.source)}
+        return {**made, **self.site.inputs("rerank"), "room": VERSIONS["general"]}
+
+    def _general(self, out: Path) -> list[str]:
+        section = self.site.experiment.general
+        assert section
+        elsewhere = read(section.source, Splits(), dedupe=True).collection
+        scorers = {
+            arm: partial(self.site.scorer(model, max_length=section.max_length)[0], what=f"general, {arm}")
+            for arm, model in self.site.plan.arms.items()
+        }
+        found = general(elsewhere, scorers, section)
+        self.site.boxes.save_general(out, found)
+        return found.lines()
+
+    # -------------------------------------------------------------------------------------------------------- evaluate
+
+    def _evaluate_made_of(self) -> MadeOf:
+        section = self.site.experiment.evaluate
+        assert section
+        inputs = ["data", "retrieve", *(["rerank"] if self.site.experiment.rerank else [])]
+        inputs += ["blend"] if self.site.experiment.rerank and self.site.experiment.blend else []
+        made = {**flat("evaluate", section), "evaluate.retriever": self.site.plan.rerank_from}
+        return {**made, "seed": self.site.experiment.seed, **self.site.inputs(*inputs), "room": VERSIONS["evaluate"]}
+
+    def _evaluate(self, out: Path) -> list[str]:
+        section = self.site.experiment.evaluate
+        assert section
+        runs = self._runs()
+        evaluation = evaluate(runs, self.site.boxes.collection.qrels[section.split], section, self.site.experiment.seed)
+        self.site.boxes.save_evaluation(out, evaluation, self._provenance())
+        return [f"{len(evaluation.queries):,} {section.split} queries, {len(runs)} arms"]
+
+    def _runs(self) -> dict[str, Run]:
+        """Retrieval, fusions of retrievers, the arms, the arms blended."""
+        split = self.site.plan.split
+        runs = {RETRIEVAL: self.site.boxes.candidates(self.site.plan.rerank_from, split)}
+        chosen = self._choices()
+        if chosen["fusion"]:
+            runs |= {name: self.site.boxes.blended(name, split) for name in (RRF, FUSED)}
+        runs |= {arm: self.site.boxes.reranked(arm, split) for arm in self._arms()}
+        return runs | {arm + BLENDED: self.site.boxes.blended(arm + BLENDED, split) for arm in chosen["arms"]}
+
+    def _provenance(self) -> dict[str, str]:
+        """Where the table's numbers come from: data, candidates, models, versions."""
+        retriever = self.site.experiment.retrieve[self.site.plan.rerank_from]
+        told = {
+            "data": f"{self.site.experiment.data.source} ({self.site.keys['data'][:12]})",
+            "candidates": f"{self.site.plan.rerank_from}: {getattr(retriever, 'model', retriever.kind)}"
+            f" ({self.site.keys['retrieve'][:12]})",
+        }
+        for arm in self._arms():
+            model = self.site.plan.arms[arm]
+            told[arm] = f"{model.name} ({self.site.boxes.model_fingerprint(model)[:12]})"
+        told["experiment"] = content_hash([config.dump(self.site.experiment)])[:12]
+        packages = ("torch", "transformers", "ir-measures")
+        versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
+        told["versions"] = f"rankwright {__version__}, {versions}"
+        return told
+
+    def _arms(self) -> list[str]:
+        return list(self.site.plan.arms) if self.site.experiment.rerank else []
+
+    # -------------------------------------------------------------------------------------------------------- diagnose
+
+    def _diagnose_made_of(self) -> MadeOf:
+        section = self.site.experiment.diagnose
+        assert section
+        made = {**flat("diagnose", section), "diagnose.arm": self.site.plan.examined, "seed": self.site.experiment.seed}
+        stages = ["data", "retrieve", "evaluate", "rerank", *self._optional("mine", "blend", "general")]
+        return {**made, **self.site.inputs(*stages), "room": VERSIONS["diagnose"]}
+
+    def _diagnose(self, out: Path) -> list[str]:
+        found = diagnose(self._case())
+        write_json(out / "findings.json", found.values())
+        write_text(out / "findings.txt", "\n".join(found.lines()) + "\n")
+        fires = [f"{finding.id} {finding.name}: {finding.reading}" for finding in found.findings if finding.fires]
+        return [*found.ladder.lines(), *(fires or ["no check fires"])]
+
+    def _case(self) -> Case:
+        """All that is known of the arm that is examined."""
+        section, rerank_section, arm = (
+            self.site.experiment.diagnose,
+            self.site.experiment.rerank,
+            self.site.plan.examined,
+        )
+        assert section
+        assert rerank_section
+        assert arm
+        model, collection = self.site.plan.arms[arm], self.site.boxes.collection
+        training = self.site.experiment.train.get(model.name) if model.kind == "train" else None
+        mined = model.name if training and training.mine else MINE
+        scorer, _ = self.site.scorer(model)
+        low, _ = self.site.scorer(model, precision="bf16")
+        chosen = self._choices()["arms"].get(arm)
+        general_values, before = self._general_values(), self._before(arm)
+        return Case(
+            retrieved=self.site.boxes.candidates(self.site.plan.rerank_from, self.site.plan.split),
+            reranked=self.site.boxes.reranked(arm, self.site.plan.split),
+            qrels=collection.qrels[self.site.plan.split],
+            depth=rerank_section.depth,
+            metric=section.metric,
+            split=self.site.plan.split,
+            collection=collection,
+            train_run=self.site.boxes.candidates(self.site.plan.mine_from[mined], "train") if training else None,
+            groups=self.site.boxes.groups(training.groups, mined) if training else (),
+            log=self.site.boxes.log(model.name) if training else (),
+            chosen=Chosen(*(chosen[word] for word in ("weight", "depth", "gain", "low", "high"))) if chosen else None,
+            general=(general_values[before], general_values[arm]) if before and general_values else None,
+            score=partial(scorer, what="diagnose, scores"),
+            low_precision=partial(low, what="diagnose, bf16"),
+            retriever=self.site.pair_scorer(self.site.plan.rerank_from),
+            tokens=pair_lengths(self.site.boxes.model(model)),
+            max_length=tokens_read(self.site.boxes.model(model), rerank_section.max_length),
+            sample=section.sample,
+            resamples=section.resamples,
+            seed=self.site.experiment.seed,
+        )
+
+    def _before(self, arm: str) -> str | None:
+        """The arm of the model that this arm's training, or merge, started from."""
+        model = self.site.plan.arms[arm]
+        if model.kind == "train":
+            wanted = self.site.plan.bases[model.name]
+        elif model.kind == "merge" and self.site.plan.merged:
+            wanted = next(
+                (part for part in self.site.plan.merged if part in self.site.plan.bases.values()),
+                self.site.plan.merged[0],
+            )
+        else:
+            return None
+        return next((name for name, other in self.site.plan.arms.items() if other == wanted and name != arm), None)
+
+    # --------------------------------------------------------------------------------------------------------- verdict
+
+    def _verdict_made_of(self) -> MadeOf:
+        section = self.site.experiment.verdict
+        assert section
+        stages = ["evaluate", *self._optional("blend", "general")]
+        return {
+            **flat("verdict", section),
+            "seed": self.site.experiment.seed,
+            **self.site.inputs(*stages),
+            "room": VERSIONS["verdict"],
+        }
+
+    def _verdict(self, out: Path) -> list[str]:
+        section = self.site.experiment.verdict
+        assert section
+        chosen = self._choices()
+        dev = next(iter(chosen["arms"].values()), {"retrieval": None})["retrieval"]
+        baselines: dict[str, float | None] = {RETRIEVAL: dev}
+        if chosen["fusion"]:
+            baselines |= {name: chosen["fusion"][name] for name in (RRF, FUSED)}
+        assert self.site.experiment.rerank
+        arms = [_judged_arm(arm, chosen["arms"].get(arm), self.site.experiment.rerank.depth) for arm in self._arms()]
+        values, before = self._general_values(), self._before(preferred(arms).name)
+        found = verdict(
+            self.site.boxes.per_query(section.metric),
+            arms,
+            section,
+            baselines=baselines,
+            general=(values[before], values[preferred(arms).name]) if values and before else None,
+            seed=self.site.experiment.seed,
+        )
+        write_json(out / "verdict.json", {**found.values(), "lines": found.lines(), "slug": found.slug})
+        for arm in self._arms():
+            self._keep_with_model(self.site.plan.arms[arm], {"verdict": {"word": found.word, "arm": found.arm}})
+        return found.lines()
+
+    # ---------------------------------------------------------------------------------------------------------- report
+
+    def _report_made_of(self) -> MadeOf:
+        section = self.site.experiment.report
+        assert section
+        stages = ["data", "retrieve", "evaluate", *self._optional("blend", "diagnose", "verdict")]
+        stages += [f"train/{name}" for name in self.site.plan.trainings]
+        return {**flat("report", section), **self.site.inputs(*stages), "room": VERSIONS["report"]}
+
+    def _report(self, out: Path) -> list[str]:
+        section = self.site.experiment.report
+        assert section
+        collection = self.site.boxes.collection
+        done = {name: self.site.folder.read(name) for name in self.site.keys}
+        diagnosis = self._made("diagnose", "findings.json") or {"findings": (), "ladder": None}
+        view = ReportView(
+            title=section.title or self.site.experiment.name,
+            table=self.site.boxes.table(),
+            runs=self._runs(),
+            qrels=collection.qrels[self.site.plan.split],
+            queries=collection.queries,
+            documents=collection.documents,
+            trainings={name: self.site.boxes.log(name) for name in self.site.plan.trainings},
+            data_lines=self.site.boxes.data_lines(),
+            verdict=self._made("verdict", "verdict.json"),
+            findings=diagnosis["findings"],
+            ladder=diagnosis["ladder"],
+            blends=self._choices()["arms"],
+            depth=self.site.experiment.rerank.depth if self.site.experiment.rerank else None,
+            seconds={name: float(stage["seconds"]) for name, stage in done.items() if stage},
+            examples=section.examples,
+        )
+        write_text(out / "index.html", report(view))
+        return [str(out / "index.html")]
+
+    # --------------------------------------------------------------------------------------------------- what is there
+
+    def _choices(self) -> dict[str, Any]:
+        """What dev chose. Without the stage, what an earlier walk left there does not count."""
+        return self.site.boxes.choices() if "blend" in self.site.keys else {"arms": {}, "fusion": None}
+
+    def _general_values(self) -> dict[str, Any]:
+        return self.site.boxes.general() if "general" in self.site.keys else {}
+
+    def _made(self, stage: str, file: str) -> Any:
+        return self.site.boxes.values(stage, file) if stage in self.site.keys else None
+
+    def _optional(self, *stages: str) -> list[str]:
+        return [stage for stage in stages if stage in self.site.keys]
+
+
+def _judged_arm(arm: str, choice: Mapping[str, Any] | None, depth: int) -> Arm:
+    if choice is None:
+        return Arm(arm, None, depth, None, None, None)
+    return Arm(arm, choice["weight"], choice["depth"], choice["reranked"], choice["blended"], arm + BLENDED)
