@@ -125,6 +125,12 @@ def experiment_of(rows: Path, encoder: Path) -> dict[str, Any]:
     }
 
 
+@pytest.fixture(scope="session")
+def make_experiment(tiny_rows, lively_encoder):
+    """Makes the tiny experiment: for fixtures that live longer than a test."""
+    return lambda: experiment_of(tiny_rows, lively_encoder)
+
+
 @pytest.fixture
 def tiny_experiment(tiny_rows, lively_encoder) -> dict[str, Any]:
     """The tiny experiment, to be changed at will."""

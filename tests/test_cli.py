@@ -302,6 +302,59 @@ def test_durations_are_told_in_the_unit_that_fits(seconds, told):
     assert cli._duration(seconds) == told
 
 
+# ---------------------------------------------------------------------------------------------- recipe
+
+
+@pytest.fixture
+def searching_file(tmp_path, tiny_experiment, lively_encoder):
+    """The tiny experiment, its training found by a search that can pay for little."""
+    training = {"recipe": "auto", "budget": "3000 pairs", "base": str(lively_encoder), "learning_rate": 3e-3}
+    training |= {"batch": 4, "max_length": 32, "precision": "fp32"}
+    path = tmp_path / "searching.yaml"
+    path.write_text(yaml.safe_dump(tiny_experiment | {"mine": None, "train": {"finetuned": training}}))
+    return path
+
+
+def test_a_search_prints_its_table_again_when_it_is_reused(rankwright, searching_file):
+    code, out, err = rankwright("recipe", searching_file)
+    assert code == 0
+    assert re.match(r"recipe +pairs +dev +against the first\nbase .*\n", out)
+    assert "of the budget\n" in out
+    assert "recipe/finetuned   runs" in err
+
+    code, again, err = rankwright("recipe", searching_file)
+    assert (code, again) == (0, out)
+    assert "recipe/finetuned   reused" in err
+
+    told = json.loads(rankwright("recipe", searching_file, "--json")[1])
+    assert told["finetuned"]["lines"] == out.splitlines()
+    assert list(told["finetuned"]["trainings"]) == ["finetuned-base", "finetuned"]
+
+    plan = rankwright("recipe", searching_file, "--dry-run")[1].splitlines()
+    assert [line.split()[:2] for line in plan] == [
+        [stage, "reuse"] for stage in ("data", "retrieve", "recipe/finetuned")
+    ]
+
+
+def test_the_report_shows_the_search_and_a_walk_from_the_resolved_file_reuses_it_all(rankwright, searching_file):
+    assert rankwright("run", searching_file)[0] == 0
+    page = Path("runs/tiny/report/index.html")
+    assert 'id="recipe"' in page.read_text()
+    plan = rankwright("run", "runs/tiny", "--dry-run")[1].splitlines()
+    assert plan[-1].startswith("report ")
+    assert {line.split()[1] for line in plan} == {"reuse"}
+
+    code, _, _ = rankwright("report", "runs/tiny", "--set", "train.finetuned.learning_rate=0.001")
+    assert code == 0
+    assert 'id="recipe"' not in page.read_text()  # its recipe is not the one that the search found
+
+
+def test_an_experiment_without_a_search_has_no_recipe_to_find(rankwright, tiny_file):
+    code, out, err = rankwright("recipe", tiny_file, "--dry-run")
+    assert (code, out) == (2, "")
+    assert "recipe: auto" in err
+
+
 # ------------------------------------------------------------------------------------------------ init
 
 

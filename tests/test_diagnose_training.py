@@ -291,6 +291,23 @@ def test_training_past_its_best_fires():
     assert valid(finding)["train"] == {"finetuned": {"keep": "best", "epochs": 1}}
 
 
+def average(value, *, kept):
+    return {"step": 30, "averaged_dev": {"mrr@10": value}, "average": 3, "kept": kept, "values": [value] * 40}
+
+
+def test_training_past_its_best_whose_average_was_kept_is_quiet_and_says_so():
+    finding = training.overtrained(case(log=[*log(0.3, 0.5, 0.4), average(0.55, kept=True)]))
+    assert not finding.fires
+    assert number(finding, "H9.last").value == pytest.approx(-0.05)
+    assert "the mean of the last checkpoints, 0.5500, was kept" in finding.reading
+
+
+def test_an_average_that_was_tried_and_not_kept_changes_nothing():
+    tried = training.overtrained(case(log=[*log(0.3, 0.5, 0.4), average(0.45, kept=False)]))
+    assert tried == training.overtrained(case(log=log(0.3, 0.5, 0.4)))
+    assert tried.fires
+
+
 def test_training_that_ends_at_its_best_is_quiet():
     finding = training.overtrained(case(log=log(0.3, 0.4, 0.5)))
     assert not finding.fires

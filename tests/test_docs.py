@@ -13,10 +13,12 @@ from rankwright.cli import ROOM_HELP, app
 from rankwright.config import load_experiment
 from rankwright.pipeline import Walk
 from rankwright.plan import Plan
+from rankwright.recipes import RECIPES
 from rankwright.toolbox.formats import READERS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+RECIPE_PAGE = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
 ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 CODE = re.findall(r"`([^`\n]+)`", README) + re.findall(r"^    (\w.*)$", README, re.MULTILINE)
 """What README sets as code: within a line, or indented."""
@@ -26,9 +28,12 @@ def commands():
     return typer.main.get_command(app).commands
 
 
+def blocks(language, page=README):
+    return re.findall(rf"^```{language}\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+
+
 def block(language):
-    (found,) = re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
-    return found
+    return blocks(language)[0]
 
 
 def test_the_page_of_keys_is_up_to_date():
@@ -84,6 +89,21 @@ def test_the_example_in_readme_loads_and_fits_together(tmp_path):
     assert list(Plan.of(load_experiment(path)).arms) == ["base", "finetuned", "merged"]
 
 
+@pytest.mark.parametrize("text", [*blocks("yaml"), *blocks("yaml", RECIPE_PAGE)])
+def test_every_example_of_a_recipe_loads_and_fits_together(text, tmp_path):
+    path = tmp_path / "example.yaml"
+    rest = "" if "retrieve:" in text else "data: {source: 'seealso:'}\nretrieve: {dense: {kind: dense}}\n"
+    path.write_text(rest + text)
+    experiment = load_experiment(path)
+    assert set(Plan.of(experiment).trainings) == set(experiment.train)
+
+
+def test_the_page_of_recipes_names_every_word_and_each_is_in_readme():
+    table = set(re.findall(r"^\| `([\w-]+)` \|", RECIPE_PAGE, re.MULTILINE))
+    assert table | {"auto"} == set(RECIPES)
+    assert all(f"`{word}`" in README for word in table)
+
+
 def test_the_python_in_readme_uses_names_that_exist():
     code = block("python")
     compile(code, "README", "exec")
@@ -100,7 +120,8 @@ def test_the_python_in_readme_uses_names_that_exist():
 
 
 def test_links_lead_to_files():
-    for page, folder in ((README, ROOT), (ARCHITECTURE, ROOT / "docs")):
+    diagnose = (ROOT / "docs" / "diagnose.md").read_text(encoding="utf-8")
+    for page, folder in ((README, ROOT), *((own, ROOT / "docs") for own in (ARCHITECTURE, RECIPE_PAGE, diagnose))):
         for target in re.findall(r"\]\(([^)#:]+)\)", page):
             assert (folder / target).is_file(), target
 
@@ -132,7 +153,7 @@ def test_the_architecture_names_every_module():
 def test_rooms_are_one_word_everywhere():
     rooms = {path.stem for path in (Path(rankwright.__file__).parent / "rooms").glob("*")} - {"__init__", "__pycache__"}
     rooms = {room for room in rooms if "." not in room and not room.startswith("report_")}
-    assert rooms == set(ROOM_HELP)
+    assert rooms | {"recipe"} == set(ROOM_HELP)  # which is a package of its own, auto
     assert rooms <= set(commands())
     for room in rooms:
         assert callable(getattr(rankwright, room))

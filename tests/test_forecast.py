@@ -146,7 +146,38 @@ def test_a_reranker_that_filters_scores_the_window_and_the_positives():
     assert amounts(mine=mine)["mine, filter"] == 3 * 5 + 6
     assert amounts(mine={**mine, "window": [3, 50]})["mine, filter"] == 3 * 6 + 6  # the retriever's depth
     assert amounts(mine={**mine, "drop_above": None})["mine, filter"] == 0
+    assert amounts(mine={**mine, "drop_above": None, "holes": "weigh"})["mine, filter"] == 3 * 5 + 6
+    assert amounts(mine={**mine, "negatives": 0, "holes": "weigh"})["mine, filter"] == 0
     assert "mine, filter" not in amounts()
+
+
+def test_a_training_that_mines_for_itself_is_told_of_before_it_and_after_what_filters_it(timed):
+    own = {"candidates": "dense", "filter_by": "one", "window": [2, 6], "negatives": 1, "random": 1}
+    work = forecast(experiment(train_all={"two": {"base": HUB, "mine": own}, "one": {"base": HUB}}), COLLECTION)
+    told = {line.stage: line.amount for line in work}
+    assert list(told)[1:] == ["mine", "train one", "mine for two", "mine for two, filter", "train two"]
+    assert told["mine for two"] == 3 * (2 + 1 + 1)
+    assert told["mine for two, filter"] == 3 * 5 + 6
+    assert told["train two"] == 3 * (2 + 1 + 1)
+
+
+@pytest.mark.parametrize(
+    ("budget", "amount", "unit", "seconds"),
+    [("2m", 120, "seconds at most", 120), ("5000 pairs", 5000, "pairs", 5000 * 3.3 / 10)],
+)
+def test_a_search_and_its_training_are_what_the_budget_says(budget, amount, unit, seconds, timed):
+    train = {"finetuned": {"recipe": "auto", "budget": budget, "bases": [HUB, "nobody/other"]}}
+    (line,) = [one for one in forecast(experiment(train_all=train), COLLECTION) if one.stage.startswith("recipe")]
+    assert (line.stage, line.amount, line.unit) == ("recipe and train finetuned", amount, unit)
+    assert line.seconds == pytest.approx(seconds)
+    assert line.gigabytes > 0
+    assert {reference for reference, _ in timed} >= {HUB, "nobody/other"}
+
+
+def test_a_base_of_a_search_that_is_not_there_stops_as_a_run_would(tmp_path):
+    train = {"finetuned": {"recipe": "auto", "bases": [HUB, str(tmp_path / "gone")]}}
+    with pytest.raises(ModelError, match="no model folder"):
+        forecast(experiment(train_all=train), COLLECTION)
 
 
 def test_a_hub_that_cannot_be_reached_is_a_note_and_no_crash():

@@ -379,16 +379,18 @@ def test_a_second_run_reuses_everything(notebook):
 
 
 def test_scidocs_best_runs_on_the_same_rows(given, tmp_path):
-    validation, test, _, _, overrides = given
+    validation, test, _, base, overrides = given
+    search = [f"train.finetuned.bases=[{base}]", "train.finetuned.budget=2000 pairs"]
+    overrides = [one for one in overrides if not one.startswith("train.finetuned.base=")] + search
     result = api.run("scidocs-best", overrides=overrides, runs=tmp_path)
     arms = ["base", "finetuned", "merged"]
-    assert result.table["arms"] == ["retrieval", *arms, *(f"{arm}-blend" for arm in arms)]
+    assert result.table["arms"] == ["retrieval", "rrf", "fused", *arms, *(f"{arm}-blend" for arm in arms)]
     assert [row["metric"] for row in result.table["rows"]] == [metric for metric in METRICS if metric != "map"]
     assert result.report
     documents = [row["text"] for row in json_lines(result.folder / "data" / "corpus.jsonl")]
     assert sorted(documents) == sorted(set(texts_of(validation) + texts_of(test)))  # copies merged
     assert result.table["queries"] == len({row["query"] for row in test}) == ROWS - 1  # twins united
-    groups = json_lines(result.folder / "mine" / "groups.jsonl")
+    groups = json_lines(result.folder / "train" / "finetuned" / "groups.jsonl")
     leaked = {row["query"] for row in validation} & {row["query"] for row in test}
     assert len(leaked) == 1
     assert not leaked & {group["query"] for group in groups}

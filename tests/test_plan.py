@@ -60,9 +60,9 @@ def test_without_trainings_there_are_no_arms_but_those_that_are_named():
 
 
 def test_the_last_retriever_is_mined_and_reranked_unless_another_is_named():
-    assert (plan().mine_from, plan().rerank_from) == ("bm25", "bm25")
+    assert (plan().mine_from, plan().rerank_from) == ({"mine": "bm25"}, "bm25")
     made = plan(mine={"candidates": "dense"}, rerank={"candidates": "bm25"})
-    assert (made.mine_from, made.rerank_from) == ("dense", "bm25")
+    assert (made.mine_from, made.rerank_from) == ({"mine": "dense"}, "bm25")
 
 
 def test_the_splits_that_the_data_must_have_are_those_that_something_reads():

@@ -14,7 +14,8 @@ import pytest
 from rankwright.core import Run
 from rankwright.rooms import report as room
 from rankwright.rooms.evaluate import evaluate
-from rankwright.rooms.report import ReportView, report
+from rankwright.rooms.report import ReportView, parts, queries, report
+from rankwright.rooms.report.view import shown_arm
 from rankwright.sections import EvaluateSection
 from rankwright.toolbox import charts
 
@@ -235,10 +236,10 @@ def test_the_curves_mark_the_checkpoint_that_was_kept(html, page):
 
 
 def test_wins_are_wins_and_losses_are_losses_biggest_first():
-    found = room._query_view(make_view(examples=100))
+    found = queries.query_view(make_view(examples=100))
     assert found is not None
     (_, _, wins), (_, _, losses) = found.kinds
-    assert len(wins) + len(losses) <= 2 * room._STATIC
+    assert len(wins) + len(losses) <= 2 * queries._STATIC
     gained, lost = ([float(example.difference) for example in examples] for examples in (wins, losses))
     assert gained == sorted(gained, reverse=True)
     assert lost == sorted(lost)
@@ -251,7 +252,7 @@ def test_two_lists_show_marks_moves_and_scores():
     before = Run({"q": (("a", 0.9), ("b", 0.8), ("c", 0.7))})
     after = Run({"q": (("c", 5.0), ("b", 4.0), ("x", 3.0))})
     view = make_view(runs={"retrieval": before, "m": after}, qrels={"q": {"c": 2, "b": 0}}, documents={"c": "C" * 900})
-    example = room._example(view, "q", ("retrieval", "m"), (0.5, 1.0))
+    example = queries._example(view, "q", ("retrieval", "m"), (0.5, 1.0))
     left, right = example.lists
     assert [(hit.document, hit.mark, hit.moved) for hit in left] == [
         ("a", "unjudged", "gone"),
@@ -264,7 +265,7 @@ def test_two_lists_show_marks_moves_and_scores():
         ("x", "3.000", "new", "up"),
     ]
     assert example.difference == "+0.5000"
-    assert len(right[0].text) == room._LETTERS
+    assert len(right[0].text) == queries._LETTERS
     assert left[0].text == "a"
 
 
@@ -284,7 +285,7 @@ def test_the_arm_shown_is_the_fine_tuned_one(arms, trainings, shown):
     view = make_view()
     runs = dict.fromkeys(["retrieval", *arms], Run())
     changed = dataclasses.replace(view, runs=runs, trainings=trainings, table={**view.table, "arms": list(runs)})
-    assert room._shown_arm(changed) == shown
+    assert shown_arm(changed) == shown
 
 
 def test_retrieval_alone_and_no_training_still_make_a_page():
@@ -296,6 +297,81 @@ def test_retrieval_alone_and_no_training_still_make_a_page():
     assert "Retrieval alone was evaluated" in bare.text
     assert "No data report was given" in bare.text
     assert "No provenance was given" in bare.text
+
+
+def averaged(kept):
+    """A log whose second evaluation is best, and the mean of all weights better still."""
+    log = [
+        {"step": step, "dev": {"ndcg@10": value}, "kept": step < 9} for step, value in ((4, 0.3), (8, 0.4), (12, 0.3))
+    ]
+    return [*log, {"step": 12, "averaged_dev": {"ndcg@10": 0.45}, "average": 3, "kept": kept}]
+
+
+def test_an_average_that_was_kept_is_marked_instead_of_the_best_checkpoint():
+    html = report(make_view(trainings={"finetuned": averaged(kept=True)}))
+    assert re.findall(r'<(\w+) class="kept"', html) == ["path"]
+    assert "The mean of the last 3 checkpoints has 0.4500, and was kept." in Page(html).text
+    assert "The checkpoint of step" not in html
+    rows = parts.training("finetuned", averaged(kept=True)).dev_rows
+    assert [row[0] for row in rows if row[2]] == ["mean of the last 3 checkpoints"]
+
+
+def test_an_average_that_was_not_kept_is_shown_beside_the_checkpoint_that_was():
+    html = report(make_view(trainings={"finetuned": averaged(kept=False)}))
+    assert re.findall(r'<(\w+) class="kept"', html) == ["circle"]
+    assert html.count('<path class="average"') == 1
+    assert (
+        "The checkpoint of step 8 was kept, with 0.4000. The mean of the last 3 checkpoints has 0.4500."
+        in Page(html).text
+    )
+    curve = parts.training("finetuned", averaged(kept=False))
+    assert [row for row in curve.dev_rows if row[2]] == [("8", "0.4000", True)]
+    assert all(0 <= mark["y"] <= curve.dev.height for mark in curve.dev.marks if "y" in mark)
+
+
+def tried(name, gain=None, low=None, high=None, note="", pairs=1500):
+    return {"name": name, "pairs": pairs, "mean": 0.5, "gain": gain, "low": low, "high": high, "note": note}
+
+
+SEARCH = {
+    "trainings": {},
+    "table": [
+        tried("base <offline>", 0.02, -0.01, 0.05, pairs=0),
+        tried("mixed, kl 1"),
+        tried("random, kl 1", -0.03, -0.04, -0.02, "dropped"),
+        tried("weighed, kl 1", 0.03, 0.01, 0.06, "chosen", 3000),
+    ],
+    "reasons": ["recipe: weighed, kl 1 (above the first beyond <dev's> noise)"],
+    "spent": 9000,
+    "total": 20000,
+}
+
+
+def test_a_search_shows_what_it_tried_why_it_chose_and_what_that_cost():
+    page = Page(report(make_view(recipes={"finetuned": SEARCH})))
+    assert page.count("section", id="recipe") == page.count("a", href="#recipe") == 1
+    for words in (
+        *("base <offline>", "+0.0300 [+0.0100, +0.0600] chosen", "-0.0300 [-0.0400, -0.0200] dropped", "3,000"),
+        *("recipe: weighed, kl 1 (above the first beyond <dev's> noise)", "The search took 45% of the budget"),
+    ):
+        assert words in page.text
+    assert page.count("tr", **{"class": "chosen"}) == 1
+    assert page.count("svg", **{"class": "bar-row"}) == 3  # the first recipe differs from itself in nothing
+    assert len(page.ids) == len(set(page.ids))
+
+
+def test_the_bars_of_a_search_share_a_scale_and_lie_on_their_side_of_zero():
+    base, start, worse, better = parts.recipe("finetuned", SEARCH).trials
+    assert start.bar is None
+    assert base.bar["zero"] == worse.bar["zero"] == better.bar["zero"]
+    assert base.bar["low"] < base.bar["zero"] < base.bar["at"] < base.bar["high"]
+    assert worse.bar["high"] < worse.bar["zero"] < better.bar["low"]
+    assert (base.trend, worse.trend, better.trend) == ("", "down", "up")
+    assert 0 <= worse.bar["low"] < better.bar["high"] <= 120
+
+
+def test_a_run_without_a_search_has_no_section_for_one(page):
+    assert page.count("section", id="recipe") == page.count("a", href="#recipe") == 0
 
 
 def test_odd_logs_are_tolerated():
@@ -377,7 +453,7 @@ def test_a_verdict_comes_first_and_says_what_to_serve():
 )
 def test_a_verdict_that_serves_nothing_new_names_nothing_to_serve(word, tone, serve):
     told = {"word": word, "arm": "finetuned-blend", "weight": 0.5, "depth": None, "lines": ["verdict: X", "because"]}
-    assert room._verdict(told) == (word, tone, ["because"], serve)
+    assert parts.verdict(told) == (word, tone, ["because"], serve)
 
 
 def test_what_fires_is_open_with_number_threshold_and_remedy_and_the_rest_is_folded():
@@ -392,7 +468,7 @@ def test_what_fires_is_open_with_number_threshold_and_remedy_and_the_rest_is_fol
 
 
 def test_the_waterfall_runs_from_the_gap_to_what_is_left():
-    found = room._ladder(WHY["ladder"])
+    found = parts.ladder(WHY["ladder"])
     marks = found.plot.marks
     assert [mark["trend"] for mark in marks] == ["total", "up", "down", "up", "total"]
     assert marks[0]["end"] == pytest.approx(marks[0]["x"])  # the gap is negative: its far end lies left
@@ -404,13 +480,13 @@ def test_the_waterfall_runs_from_the_gap_to_what_is_left():
     assert [row[2] for row in found.rows] == ["+0.0100", "-0.0208", "-0.0258", "+0.0042"]
     bare = [{name: value for name, value in rung.items() if name != "contribution"} for rung in WHY["ladder"]["rungs"]]
     bare = [rung | {"gap": part} for rung, part in zip(bare, (-0.01, 0.005, -0.03), strict=True)]
-    assert room._ladder(WHY["ladder"] | {"rungs": bare}).plot == found.plot
+    assert parts.ladder(WHY["ladder"] | {"rungs": bare}).plot == found.plot
     page = Page(report(make_view(**WHY)))
     assert "Left out: twins: no query texts" in page.text
 
 
 def test_the_grid_is_cut_at_the_chosen_weight_and_depth_and_marks_them():
-    blend = room._blend("finetuned", WHY["blends"]["finetuned"])
+    blend = parts.blend("finetuned", WHY["blends"]["finetuned"])
     assert "weight 0.4: 0.3400 at 5, 0.3600 at 10, 0.3500 at 50; chosen: 10, with 0.3600" in blend.depth.description
     assert "weight 1: reranker alone: 0.3300 at 5, 0.3100 at 10, 0.2500 at 50" in blend.depth.description
     assert "depth 10: 0.3000 at 0, 0.3600 at 0.4, 0.3100 at 1; chosen: 0.4, with 0.3600" in blend.weight.description
@@ -418,16 +494,16 @@ def test_the_grid_is_cut_at_the_chosen_weight_and_depth_and_marks_them():
         (mark,) = [mark for mark in plot.marks if "chosen" in mark]
         assert (mark["x"], mark["y"]) in [place for line in plot.marks for place in line.get("dots", [])]
     flat = WHY["blends"]["finetuned"] | WHY["blends"]["finetuned"]["dev"]
-    assert room._blend("finetuned", {name: value for name, value in flat.items() if name != "dev"}) == blend
+    assert parts.blend("finetuned", {name: value for name, value in flat.items() if name != "dev"}) == blend
     alone = WHY["blends"]["finetuned"] | {"weight": 1.0, "dev": {}}
-    assert len([mark for mark in room._blend("finetuned", alone).depth.marks if "line" in mark]) == 1
+    assert len([mark for mark in parts.blend("finetuned", alone).depth.marks if "line" in mark]) == 1
 
 
 def test_scores_are_parted_into_relevant_and_others_for_arms_that_a_reranker_made():
     view = make_view()
     runs = view.runs | {"finetuned-blend": view.runs["finetuned"], "rrf": view.runs["base"]}
     arms = ["retrieval", "base", "finetuned", "merged", "finetuned-blend", "rrf"]
-    found = room._distributions(dataclasses.replace(view, runs=runs, table={**view.table, "arms": arms}))
+    found = parts.distributions(dataclasses.replace(view, runs=runs, table={**view.table, "arms": arms}))
     assert [arm for arm, _ in found] == ["base", "fine-tuned", "merged"]
     assert all("relevant: 30," in plot.description for _, plot in found)
     assert all("other candidates: 420," in plot.description for _, plot in found)
@@ -436,7 +512,7 @@ def test_scores_are_parted_into_relevant_and_others_for_arms_that_a_reranker_mad
 def test_equal_or_infinite_scores_still_make_an_outline():
     run = Run({"q0": (("d00", float("inf")), ("d01", 1.0), ("d02", 1.0))})
     view = make_view()
-    found = room._distributions(dataclasses.replace(view, runs={**view.runs, "base": run}))
+    found = parts.distributions(dataclasses.replace(view, runs={**view.runs, "base": run}))
     assert "other candidates: 2," in found[0][1].description
     assert "nan" not in str(found[0][1].marks)
 
@@ -453,12 +529,12 @@ def test_the_explorer_holds_both_lists_with_scores_labels_and_former_ranks():
     after = Run({"q": (("c", 5.0), ("b", 4.0), ("x", float("-inf")))})
     view = make_view(runs={"retrieval": before, "m": after}, qrels={"q": {"c": 2, "b": 0}}, documents={"c": "C" * 900})
     values = {"retrieval": np.array([0.5]), "m": np.array([1.0])}
-    text, shown = room._explorer(view, ["q"], values, "m")
+    text, shown = queries._explorer(view, ["q"], values, "m")
     data = json.loads(text)
     (query,) = data["queries"]
     assert shown == 1
     assert [document for document, _ in data["docs"]] == ["a", "b", "c", "x"]
-    assert len(data["docs"][2][1]) == room._LETTERS
+    assert len(data["docs"][2][1]) == queries._LETTERS
     assert query["b"] == [[0, 0.9, None, 1], [1, 0.8, 0, 2], [2, 0.7, 2, 3]]
     assert query["a"] == [[[2, 5.0, 2, 3], [1, 4.0, 0, 2], [3, None, None, 0]]]
     assert query["n"] == [[0, 2, 1]]
@@ -466,7 +542,7 @@ def test_the_explorer_holds_both_lists_with_scores_labels_and_former_ranks():
 
 
 def test_the_explorer_keeps_the_largest_gains_and_losses_within_its_budget(monkeypatch):
-    monkeypatch.setattr(room, "BUDGET", 18_000)
+    monkeypatch.setattr(queries, "BUDGET", 18_000)
     view = make_view(documents={f"d{number:02}": "<é" * 400 for number in range(15)})
     page = Page(report(view))
     data = page.data
@@ -474,7 +550,7 @@ def test_the_explorer_keeps_the_largest_gains_and_losses_within_its_budget(monke
     assert 0 < len(moved) < 30
     assert moved == sorted(moved, reverse=True)
     assert f"{len(moved)} of 30 queries are in this page: those that gained or lost most" in page.text
-    found = room._query_view(view)
+    found = queries.query_view(view)
     assert "<" not in found.data
     assert len(found.data.encode()) < 18_000 + 300
 

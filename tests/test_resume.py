@@ -26,6 +26,7 @@ from rankwright.rooms import evaluate, merge, mine, report, rerank, retrieve, tr
 from rankwright.toolbox import embed, engine
 
 embed.CHUNK = engine.WINDOW = 16  # so that there is a shard to go on from in so few texts
+importlib.import_module("rankwright.auto.search").SMALLEST = 40  # so that a search is one of so few groups
 
 
 def kill_at(place, nth, when="before"):
@@ -205,3 +206,46 @@ def test_warm_caches_of_another_run_give_the_same_numbers(command, expected, tmp
     shutil.copytree(expected.parent / ".cache", tmp_path / "runs/.cache")
     assert command(tmp_path / "runs")[0] == 0
     assert measured(tmp_path / "runs/tiny") == measured(expected)
+
+
+SEARCH_KILLS = {
+    "in the middle of a trial's training": ("rankwright.rooms.train:_Loop._step", 17),
+    "while the trials' models are deleted": ("rankwright.auto.trials:_delete", 2),
+}
+"""As in KILLS. The base's distillation has 12 steps, each trial of the first rung 3: a rival's is under way."""
+
+
+@pytest.fixture
+def searching(tiny_file, tiny_experiment):
+    """The experiment's file asks for a search, and for little more."""
+    finetuned = tiny_experiment["train"]["finetuned"]
+    own = {key: finetuned[key] for key in ("learning_rate", "batch", "max_length", "precision")}
+    base = tiny_experiment["train"]["distilled"]["base"]
+    off = dict.fromkeys(("mine", "merge", "general", "blend", "diagnose", "verdict", "report", "rerank", "evaluate"))
+    values = {**tiny_experiment, **off, "train": {"recipe": "auto", "budget": "2600 pairs", "base": base, **own}}
+    tiny_file.write_text(json.dumps(values))
+
+
+@pytest.mark.parametrize("kill", SEARCH_KILLS)
+def test_a_killed_search_goes_on_to_the_same_trainings_and_weights(
+    kill, searching, command, uninterrupted, tmp_path, tiny_file
+):
+    expected = uninterrupted / "searched" / "tiny"
+    if not expected.exists():
+        assert command(expected.parent)[0] == 0
+    run = tmp_path / "runs" / "tiny"
+    assert command(tmp_path / "runs", SEARCH_KILLS[kill])[0] == -signal.SIGKILL
+    assert (run / "recipe/finetuned/unfinished").exists()
+    assert bool(list(run.rglob("checkpoints/step-*"))) == ("training" in kill)
+    code, told = command(tmp_path / "runs")
+    assert code == 0
+    actions = {outcome["stage"]: outcome["action"] for outcome in told["stages"]}
+    assert actions == {
+        **{"data": "reused", "retrieve": "reused", "recipe/finetuned": "resumed"},
+        **{"train/finetuned-base": "ran", "train/finetuned": "ran"},
+    }
+    for file in ("resolved.yaml", "recipe/finetuned/recipe.json", "train/finetuned/model/model.safetensors"):
+        assert (run / file).read_bytes() == (expected / file).read_bytes(), file
+    assert not list(run.rglob("unfinished"))
+    assert not list(run.rglob("checkpoints"))
+    assert not list(run.rglob("gone"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 
 import pytest
 import yaml
@@ -116,7 +117,9 @@ def test_every_layout_is_known_and_its_starter_loads_and_reads_its_data(layout, 
     path.write_text(starter(str(place), "made"))
     experiment = load_experiment(path)
     assert experiment.data.source == f"{kind}:{place}"
-    assert Walk(experiment, tmp_path).plan.trainings == ("distilled", "finetuned")
+    plan = Walk(experiment, tmp_path).plan
+    assert plan.searches == plan.trainings == ("finetuned",)
+    assert plan.rerank_from == "hybrid"
     collection, _ = data(experiment.data, experiment.seed)
     assert set(collection.qrels) == {"train", "dev", "test"}
     assert sum(len(qrels) for qrels in collection.qrels.values()) == len(ROWS)
@@ -146,15 +149,19 @@ def test_the_name_can_be_a_folder(name, expected, tmp_path):
     assert load_experiment(path).name == expected
 
 
-def test_every_default_that_a_comment_shows_as_a_choice_is_one(tmp_path):
+def test_every_choice_that_a_comment_shows_is_one(tmp_path):
     """The lines that stand as comments load too when their marks are taken away."""
-    text = starter("seealso:", "made")
-    for name in ("bm25", "hybrid", "mine_own"):
-        assert f"  # {name}: " in text
-        text = text.replace(f"  # {name}: ", f"  {name}: ").replace("  candidates: dense", "  candidates: hybrid")
+    text = starter("seealso:", "made").replace("    base: offline ", "    # base: offline ")
+    for name in ("mine_own", "bases", "distilled", "hard", "arms", "general"):
+        assert re.search(rf"^ *# {name}: ", text, re.MULTILINE)
+        text = re.sub(rf"^( *)# {name}: ", rf"\1{name}: ", text, flags=re.MULTILINE)
     path = tmp_path / "made.yaml"
     path.write_text(text)
-    assert Walk(load_experiment(path), tmp_path).plan.mine_from == "hybrid"
+    experiment = load_experiment(path)
+    plan = Walk(experiment, tmp_path).plan
+    assert plan.trainings.index("distilled") < plan.trainings.index("hard")
+    assert list(plan.arms) == ["base", "finetuned", "hard"]
+    assert experiment.train["finetuned"].bases == ["BAAI/bge-reranker-base", "offline"]
 
 
 def test_what_is_not_there_or_not_known_is_a_data_error_that_names_the_kinds(tmp_path):

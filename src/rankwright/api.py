@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from rankwright import config
-from rankwright.boxes import refuse_missing_split
+from rankwright.boxes import refuse_missing_split, refuse_search_without_dev
 from rankwright.core import Collection
 from rankwright.errors import ConfigError
 from rankwright.forecast import Work, forecast
@@ -159,6 +159,7 @@ def check(experiment: str | Path | Experiment | Mapping[str, Any], *, overrides:
     resolved, _ = _resolve(experiment, overrides)
     plan = Walk(resolved).plan
     collection, report = data(resolved.data, resolved.seed)
+    refuse_search_without_dev(collection, plan.searches)
     for split in plan.splits:
         refuse_missing_split(collection, split)
     return Checked(resolved, report, forecast(resolved, collection))

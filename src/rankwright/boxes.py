@@ -198,6 +198,14 @@ def refuse_missing_split(collection: Collection, split: str) -> None:
         raise DataError(f"something needs the split {split}, which the data do not have", hint=hint)
 
 
+def refuse_search_without_dev(collection: Collection, searches: Iterable[str]) -> None:
+    """Raise a DataError when a recipe is to be found and there is no dev split to choose on."""
+    for name in searches:
+        if "dev" not in collection.qrels:
+            message = f"train.{name}: recipe: auto chooses on the split dev, which the data do not have"
+            raise DataError(message, hint="data.dev_share above 0, or a recipe that is fixed")
+
+
 def _dropped_lines(dropped: Iterable[Dropped]) -> Iterable[str]:
     for candidate in dropped:
         values = {name: value for name, value in vars(candidate).items() if value is not None}

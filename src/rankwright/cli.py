@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 ROOM_HELP = {
     "data": "Read, clean and split the collection.",
     "retrieve": "Find candidates for every query: dense, BM25, fused, or imported runs.",
+    "recipe": "Find the recipe of `recipe: auto` on train and dev, and say what was tried.",
     "mine": "Make training groups from the candidates, false negatives filtered.",
     "train": "Fine-tune the cross-encoders; the best checkpoint on dev is kept.",
     "merge": "Average models into one.",
@@ -135,8 +136,33 @@ def _room_command(room: str) -> None:
 
 
 for _name in ROOM_HELP:
-    if _name not in ("diagnose", "verdict"):
+    if _name not in ("recipe", "diagnose", "verdict"):
         _room_command(_name)
+
+
+@app.command(help=f"{ROOM_HELP['recipe']} Earlier rooms are walked first where they must be.")
+def recipe(
+    experiment: ExperimentFile,
+    overrides: Override = None,
+    runs: Runs = _RUNS,
+    as_json: AsJson = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Print each search's table and reasons, whether it was made now or is reused."""
+    from rankwright import api
+
+    if dry_run:
+        _walk(experiment, "recipe", overrides, runs, as_json=as_json, dry_run=True)
+        return
+    result = api.run(experiment, overrides=overrides or [], runs=runs, until="recipe", quiet=as_json)
+    searches = [outcome.stage for outcome in result.outcomes if outcome.stage.startswith("recipe/")]
+    if as_json:
+        told = {search.partition("/")[2]: result.folder / search / "recipe.json" for search in searches}
+        _print_json({name: json.loads(path.read_text(encoding="utf-8")) for name, path in told.items()})
+        return
+    for search in searches:
+        text = (result.folder / search / "recipe.txt").read_text(encoding="utf-8")
+        _print(*([f"{search.partition('/')[2]}:"] if len(searches) > 1 else []), text.rstrip("\n"))
 
 
 @app.command(help=f"{ROOM_HELP['verdict']} Earlier rooms are walked first where they must be.")

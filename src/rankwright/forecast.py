@@ -65,7 +65,7 @@ def forecast(experiment: Experiment, collection: Collection) -> list[Work]:
     for name in plan.trainings:
         section = experiment.train[name]
         if name in plan.searches:
-            told.append(_search_work(name, section, plan, shapes))
+            told.append(_search_work(name, section, shapes))
             continue
         if section.mine:
             told += _mining_work(f"mine for {name}", section.mine, name, experiment, collection, plan, shapes)
@@ -97,12 +97,16 @@ def _mining_work(
     return told
 
 
-def _search_work(name: str, section: Training, plan: Plan, shapes: _Shapes) -> Work:
-    """A search and the training after it cost what the budget says."""
+def _search_work(name: str, section: Training, shapes: _Shapes) -> Work:
+    """A search and the training after it cost what the budget says, and the memory of the largest base."""
     amount, unit = read_budget(section.budget or BUDGET)
+    stage, pairs = f"recipe and train {name}", round(amount) if unit == "pairs" else section.batch * 10
+    bases = [Model("outside", reference) for reference in section.bases or [section.base]]
+    works = [shapes.training(stage, pairs, 0.0, base, section) for base in bases]
     if unit == "pairs":
-        return shapes.training(f"recipe and train {name}", round(amount), 0.0, _root(plan.bases[name], plan), section)
-    return Work(f"recipe and train {name}", round(amount), "seconds at most", amount, note="the budget")
+        return max(works, key=lambda work: work.gigabytes or 0.0)
+    memory = max((work.gigabytes for work in works if work.gigabytes is not None), default=None)
+    return Work(stage, round(amount), "seconds at most", amount, memory, "the budget")
 
 
 def _training_work(name: str, experiment: Experiment, collection: Collection, plan: Plan, shapes: _Shapes) -> Work:
@@ -144,7 +148,7 @@ def _group_width(collection: Collection, mine: MineSection) -> float:
 
 def _filter_pairs(collection: Collection, mine: MineSection, depth: int) -> int:
     """What the filter's reranker scores: each training query's window, and its positives."""
-    if mine.drop_above is None or not mine.negatives:
+    if (mine.drop_above is None and mine.holes == "ignore") or not mine.negatives:
         return 0
     qrels = collection.qrels["train"]
     first, last = mine.window

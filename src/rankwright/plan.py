@@ -23,6 +23,8 @@ MINE = "mine"
 """The key of the mine section that trainings share; a training's own is under its name."""
 BLENDED = "-blend"
 """What an arm's name ends in when its scores are blended with the retriever's."""
+OF_A_SEARCH = ("-base", "-first")
+"""What a search's own trainings end in: how a plain encoder became its base, and the first of two rounds."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,8 @@ class Plan:
         _check_arms(arms)
         merge = experiment.merge
         split = experiment.evaluate.split if experiment.evaluate else "test"
-        watched = ["dev" for training in experiment.train.values() if training.dev]
+        searches = tuple(name for name, training in experiment.train.items() if training.recipe == "auto")
+        watched = ["dev" for name, training in experiment.train.items() if training.dev or name in searches]
         fusions = [one for one in experiment.retrieve.values() if isinstance(one, FuseRetriever)]
         watched += ["dev" for fusion in fusions if fusion.method == "tuned"]
         miners = _miners(experiment)
@@ -93,7 +96,7 @@ class Plan:
             filters=filters,
             rerank_from=_retriever(experiment, rerank.candidates if rerank else None, "rerank.candidates"),
             trainings=_in_order(bases, filters),
-            searches=tuple(name for name, training in experiment.train.items() if training.recipe == "auto"),
+            searches=searches,
             bases=bases,
             arms={arm: names.model(word, f"rerank.arms.{arm}") for arm, word in arms.items()},
             examined=_examined(experiment, list(arms)),
@@ -109,7 +112,10 @@ class _Names:
         self.trainings = list(experiment.train)
 
     def base(self, training: str) -> Model:
-        word = self.experiment.train[training].base
+        section = self.experiment.train[training]
+        if section.recipe == "auto":
+            return self._tried(training, section)
+        word = section.base
         if word == training:
             raise ConfigError(f"train.{training} starts from itself")
         if word in self.trainings:
@@ -117,6 +123,21 @@ class _Names:
         if word in ("base", "merged"):
             raise ConfigError(f"train.{training}.base: {word!r} is an arm; name a training, or a model from outside")
         return self._outside(word, f"train.{training}.base", self.trainings)
+
+    def _tried(self, training: str, section: Training) -> Model:
+        """The first of the bases that a search tries; it comes before all trainings, so that none of them can be one.
+
+        The names that it writes down must be free before it begins.
+        """
+        if taken := [name for end in OF_A_SEARCH if (name := training + end) in self.trainings]:
+            raise ConfigError(f"train.{taken[0]}: the search of train.{training} may write that name; rename yours")
+        where = f"train.{training}.{'bases' if section.bases else 'base'}"
+        words = section.bases or [section.base]
+        for word in words:
+            if word in (*self.trainings, "base", "finetuned", "merged"):
+                raise ConfigError(f"{where}: recipe: auto starts from models from outside, not from {word!r}")
+        models = [self._outside(word, where, self.trainings) for word in words]
+        return models[0]
 
     def model(self, word: str, where: str) -> Model:
         if word in self.trainings:

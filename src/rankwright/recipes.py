@@ -4,8 +4,8 @@ A word gives a training's keys; keys that are written beside it win. Peers' reci
 shows, so that a person can compare in one YAML; none of them is tuned here. `auto` is no set of values: it is a search,
 and the package `auto` writes down what it found in these same keys. Nothing here knows data, models or other sections.
 
-The values of `notebook` are those of the notebook that this project began with: 22 of the corpus's other documents drawn
-at random beside one positive, fifteen epochs, no dev set, the last step kept. `flagembedding` are those of
+The values of `notebook` are those of the notebook that this project began with: 22 of the corpus's other documents
+drawn at random beside one positive, fifteen epochs, no dev set, the last step kept. `flagembedding` are those of
 FlagEmbedding's reranker example (hard negatives from ranks 2 to 200 without a filter, groups of 8) and
 `sentence-transformers` those of its cross-encoder training example (five of the candidates that score below the
 positive, binary cross-entropy).
@@ -19,8 +19,11 @@ from typing import Any, Literal
 
 RecipeName = Literal["auto", "notebook", "flagembedding", "sentence-transformers", "distill", "hard", "random"]
 
+BUDGET = "10m"
+"""What `recipe: auto` may spend where nothing is said."""
+
 RECIPES: Mapping[RecipeName, Mapping[str, Any]] = {
-    "auto": {},
+    "auto": {"budget": BUDGET},
     "notebook": {
         "mine": {"negatives": 0, "random": 22, "drop_above": None},
         "sample": {"positives": 1, "negatives": 22},
@@ -62,6 +65,12 @@ RECIPES: Mapping[RecipeName, Mapping[str, Any]] = {
 
 
 def filled(values: Mapping[str, Any]) -> dict[str, Any]:
-    """A training's values with its recipe's put below them; unchanged without a recipe, or with an unknown one."""
-    recipe = RECIPES.get(values.get("recipe"), {})  # type: ignore[arg-type]
-    return {**deepcopy(dict(recipe)), **values}
+    """A training's values with its recipe's put below them; unchanged without a recipe, or with an unknown one.
+
+    Of `mine`, each key that is written wins by itself: `mine: {candidates: bm25}` leaves the recipe's numbers be.
+    """
+    word = values.get("recipe")
+    recipe = deepcopy(dict(RECIPES.get(word, {}) if isinstance(word, str) else {}))  # type: ignore[call-overload]
+    below, own = recipe.get("mine"), values.get("mine")
+    merged = {"mine": {**below, **own}} if isinstance(below, Mapping) and isinstance(own, Mapping) else {}
+    return {**recipe, **values, **merged}

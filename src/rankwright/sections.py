@@ -8,18 +8,24 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
+from rankwright.recipes import BUDGET as BUDGET
 from rankwright.recipes import RecipeName, filled
 
 Split = Literal["train", "dev", "test"]
 LossName = Literal["listwise", "bce", "ranknet", "lambda", "margin-mse", "kl"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
-
-BUDGET = "10m"
-"""What `recipe: auto` may spend where nothing is said."""
 
 METRICS = ("mrr@1", "mrr@10", "mrr@100", "recall@1", "recall@10", "recall@100", "ndcg@10", "map")
 
@@ -220,6 +226,13 @@ class Training(Section):
     def _by_recipe(cls, values: object) -> object:
         return filled(values) if isinstance(values, dict) else values
 
+    @model_serializer(mode="wrap")
+    def _as_written(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Of a search the written keys alone: those win, and the others are the search's to choose, not defaults."""
+        values: dict[str, Any] = plain(self)
+        written = self.model_fields_set if self.recipe == "auto" else values.keys()
+        return {key: value for key, value in values.items() if key in written}
+
     @field_validator("budget")
     @classmethod
     def _readable(cls, budget: str | None) -> str | None:
@@ -231,6 +244,21 @@ class Training(Section):
     @classmethod
     def _one_word(cls, loss: object) -> object:
         return {loss: 1.0} if isinstance(loss, str) else loss
+
+    @model_validator(mode="after")
+    def _of_a_search(self) -> Training:
+        """Keys of a search without one, and keys that a search settles by itself."""
+        if self.recipe != "auto":
+            if stray := [key for key in ("budget", "bases") if getattr(self, key) is not None]:
+                raise ValueError(f"{stray[0]} goes with recipe: auto, which is not asked for")
+            return self
+        if self.bases is not None and "base" in self.model_fields_set:
+            raise ValueError("base and bases are both given; name all that are to be tried in bases")
+        if self.groups == "unlabelled":
+            raise ValueError("recipe: auto learns from labels; groups: unlabelled goes with recipe: distill")
+        if self.mine is not None:
+            raise ValueError("recipe: auto finds its own groups; leave mine out, or name a recipe that is fixed")
+        return self
 
     @model_validator(mode="after")
     def _sensible(self) -> Training:
@@ -392,7 +420,7 @@ def read_budget(text: str) -> tuple[float, Literal["seconds", "pairs"]]:
     Raises:
         ValueError: anything else, or nothing to spend.
     """
-    match = re.fullmatch(r"\s*([\d_,.]+)\s*(s|m|h|pairs)\s*", text)
+    match = re.fullmatch(r"\s*(\d[\d_,]*(?:\.\d+)?)\s*(s|m|h|pairs)\s*", text)
     amount = float(match[1].replace("_", "").replace(",", "")) if match else 0.0
     if not match or amount <= 0:
         raise ValueError("a budget is a time as in 90s, 10m or 1h, or an amount of work as in 20000 pairs")

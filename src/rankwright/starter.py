@@ -14,13 +14,13 @@ from rankwright.errors import DataError
 from rankwright.toolbox.formats import READERS, sniff
 
 _TEMPLATE = """\
-# An experiment: data -> retrieve -> mine -> train -> merge -> rerank -> blend -> evaluate
-#                -> diagnose -> verdict -> report.
+# An experiment: data -> retrieve -> recipe -> train -> rerank -> blend -> evaluate -> diagnose -> verdict -> report.
 #
 #   rankwright check {name}.yaml     reads config and data, and says how much work a run would be
+#   rankwright recipe {name}.yaml    finds the recipe, and says what was tried
 #   rankwright run {name}.yaml       runs it; run it again after a change, and only what changed is done anew
 #
-# Every key has a default; `runs/{name}/resolved.yaml` shows them all.
+# Every key has a default; `runs/{name}/resolved.yaml` shows them all, and the recipe that was found.
 
 name: "{name}"
 seed: 0
@@ -34,41 +34,28 @@ data:
 
 retrieve:
   # The candidates that you really serve. `model` is a sentence-transformers model: a hub id or a folder. `offline` is
-  # all-MiniLM-L6-v2, which is installed with rankwright.
+  # all-MiniLM-L6-v2, which is installed with rankwright. Dev chooses how much of each the fusion takes.
   dense: {{kind: dense, model: offline, depth: 100}}
-  # bm25: {{kind: bm25, depth: 100}}
-  # hybrid: {{kind: fuse, of: [dense, bm25]}}
+  bm25: {{kind: bm25, depth: 100}}
+  hybrid: {{kind: fuse, of: [dense, bm25], method: tuned}}
   # mine_own: {{kind: import, runs: {{train: train.run, dev: dev.run, test: test.run}}}}   # TREC runs of any engine
 
-mine:
-  candidates: dense
-  negatives: 6            # drawn from the candidates ...
-  window: [1, 50]         # ... of these ranks,
-  drop_above: 0.95        # but none that scores as high as this share of the positives: it may be relevant too
-  random: 2               # drawn from the whole corpus
-  unlabelled: 1200        # groups without labels, for `distilled` below
-
 train:
-  # With a reranker at hand (say BAAI/bge-reranker-base), drop `distilled` and name the reranker as base below.
-  distilled:              # makes a reranker out of a plain encoder, without labels
-    base: offline
-    groups: unlabelled
-    loss: kl              # to the retriever's own scores
-    learning_rate: 1.0e-4
-    dev: {{evaluations: 2}}
+  # The recipe is found on train and dev. It mines its own groups, so no `mine` section is needed here. Where `base` is
+  # a plain encoder, it becomes a reranker first, without labels.
   finetuned:
-    base: distilled
-    loss: {{listwise: 1, kl: 1}}   # the labels, and holding on to the retriever's order
-    learning_rate: 1.0e-4         # for a model of MiniLM's size; 2e-5 for a base-sized one
-    epochs: 1
-
-merge:
-  models: [base, finetuned]
-  weights: [0.5, 0.5]
+    recipe: auto
+    budget: 10m           # for search and training; or 1h, or an amount of work: 20000 pairs
+    base: offline         # or a reranker: BAAI/bge-reranker-base
+    # bases: [BAAI/bge-reranker-base, offline]   # instead of base: several to choose from
+  # Fixed recipes beside it, to compare; see rerank.arms. `hard` needs a reranker to start from: `distilled` is one.
+  # distilled: {{recipe: distill}}
+  # hard: {{recipe: hard, base: distilled}}
 
 rerank:
-  candidates: dense
+  candidates: hybrid
   depth: 50
+  # arms: {{base: base, finetuned: finetuned, hard: hard}}
 
 # blend, diagnose and verdict have defaults: how much of the reranker's score to mix in is chosen on dev, and the run
 # ends with SHIP, BLEND, KEEP RETRIEVAL or INCONCLUSIVE. What did fine-tuning forget? This measures it:

@@ -78,37 +78,43 @@ def distillation(candidates: str, facts: Facts, given: Training, rate: float) ->
     mine = MineSection(candidates=candidates, negatives=6, random=2, unlabelled=100_000)
     training = {
         **{"groups": "unlabelled", "loss": {"kl": 1.0}, "kl_temperature": facts.spread, "learning_rate": rate},
-        **{"both_orders": False, "average": 0},
+        **{"both_orders": False, "sample": None},
     }
     return Recipe("distilled", "no labels: the retriever's own order", mine, _with(given, training, forced=True))
 
 
-def rivals(start: Recipe, facts: Facts) -> list[Recipe]:
-    """What else may be right, the likeliest first: a small purse tries only the first of them."""
+def rivals(start: Recipe, facts: Facts, given: Training) -> list[Recipe]:
+    """What else may be right, the likeliest first: a small purse tries only the first of them.
+
+    None that would change a key that the user has written.
+    """
     rate = start.training.learning_rate
     found = [
-        start.but("random, kl 1", "easy negatives: no false ones among them", {"negatives": 0, "random": 8}),
+        start.but("mixed, no kl", "labels that are complete", loss={"listwise": 1.0}),
         start.but("weighed, kl 1", "mined negatives count by how surely they are none", {"holes": "weigh"}),
         start.but("mixed, kl 3", "a retriever that is hard to beat", loss={"listwise": 1.0, "kl": 3.0}),
-        start.but("mixed, no kl", "labels that are complete", loss={"listwise": 1.0}),
         start.but("mixed, kl 1, twice the rate", "a model that has far to go", learning_rate=2 * rate),
         start.but("filtered hard, kl 1", "complete labels, strong retriever", {"negatives": 8, "random": 0, **_FILTER}),
         start.but("medium ranks, kl 1", "false negatives at the top only", {"window": (10, 100)}),
+        start.but("random, kl 1", "easy negatives: no false ones among them", {"negatives": 0, "random": 8}),
         start.but("mixed, kl 1, half the rate", "a model that is nearly there", learning_rate=rate / 2),
         start.but("mixed, lambda, kl 1", "the top ranks, and graded labels", loss={"lambda": 1.0, "kl": 1.0}),
         start.but("mixed, bce, kl 1", "one threshold for all queries", loss={"bce": 1.0, "kl": 1.0}),
     ]
     if facts.symmetric:
-        found.insert(2, start.but("mixed, kl 1, both orders", "a pair means the same either way", both_orders=True))
-    return found
+        found.insert(1, start.but("mixed, kl 1, both orders", "a pair means the same either way", both_orders=True))
+    fixed = given.model_fields_set & set(start.training.model_dump()) - _SEARCHED
+    return [one for one in found if all(getattr(one.training, key) == getattr(start.training, key) for key in fixed)]
 
 
+_SEARCHED = {"recipe", "budget", "bases", "base", "mine", "dev", "keep", "average"}
+"""Keys of a training that the search needs for itself."""
 _FILTER = {"drop_above": 0.95, "filter_against": "max"}
 
 
 def _with(given: Training, values: dict[str, Any], *, forced: bool = False) -> Training:
     """A training of the given one's written keys and these; the written ones win unless these are forced."""
-    own = {key: getattr(given, key) for key in given.model_fields_set - {"recipe", "budget", "bases", "base", "mine"}}
+    own = {key: getattr(given, key) for key in given.model_fields_set - _SEARCHED}
     merged = {**own, **values} if forced else {**values, **own}
     return Training(**{**merged, "dev": None, "keep": "last"})
 

@@ -17,18 +17,20 @@ from typing import Any
 
 import numpy as np
 
-from rankwright.auto.purse import PASSES, Purse, purse, training_pairs_per_second
+from rankwright.auto.purse import PASSES, SEARCH_SHARE, Purse, purse, training_pairs_per_second
 from rankwright.auto.recipes import Facts, Recipe, distillation, first, rivals
 from rankwright.auto.trials import Result, Trials
 from rankwright.core import Collection, Run
+from rankwright.errors import ConfigError, DataError, ModelError
 from rankwright.rooms.mine import PairScorer
 from rankwright.sections import BUDGET, DevSection, Training
 from rankwright.toolbox import stats
 from rankwright.toolbox.devset import DevSet, Score
 from rankwright.toolbox.model import has_head
 from rankwright.toolbox.progress import say
-from rankwright.toolbox.schedule import count_pairs
+from rankwright.toolbox.schedule import count_pairs, epoch_steps
 from rankwright.toolbox.weights import fingerprint, locate
+from rankwright.workspace import write_text
 
 CONFIDENCE = 0.9
 """Of the paired interval that a rival must be above: 95% one-sided."""
@@ -39,6 +41,7 @@ DISTILL_SHARE, DISTILL_MOST = 0.15, 10_000
 MOST_EPOCHS = 4.0
 """Times that the last training sees each group, at most."""
 _DEV_SHARE = 0.25
+_AGAIN = {"drop_above": 0.95, "filter_against": "max"}
 _RESAMPLES = 2000
 
 
@@ -130,6 +133,7 @@ class _Search:
             folder=folder / "trials",
             purse=self.purse,
             seed=case.seed if section.seed is None else section.seed,
+            mining_seed=case.seed,
             device=case.device,
             cache=case.cache,
             per_split=case.per_split,
@@ -138,8 +142,9 @@ class _Search:
     def run(self) -> Found:
         base = self._base()
         start = first(self.case.served, self.facts, self.section, self._rate(base.reference))
-        chosen, _ = self._halve(start, base)
-        trainings = self._written(chosen, base)
+        chosen, model = self._halve(start, base)
+        again = self._second_round(chosen, model, base) if model else None
+        trainings = self._written(chosen, base, again)
         self.trials.forget(but=[base.model] if base.distilled else [])
         return Found(trainings, self.table, self.reasons, round(self.purse.spent), round(self.purse.total))
 
@@ -151,9 +156,8 @@ class _Search:
         if kept.exists():
             return Purse(float(kept.read_text()))
         found = purse(self.section.budget or BUDGET, lambda: self._pace(dev))
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        kept.write_text(f"{found.total:.0f}")
-        return found
+        write_text(kept, f"{found.total:.0f}")
+        return Purse(float(kept.read_text()))
 
     def _pace(self, dev: DevSet) -> float:
         from rankwright.toolbox.model import Reranker
@@ -162,11 +166,20 @@ class _Search:
         return training_pairs_per_second(model.score, dev.pairs)
 
     def _affordable(self, whole: DevSet) -> DevSet:
-        """As many dev queries as leave most of the search's share for training: at least 30."""
-        each = len(whole.pairs) / max(len(whole.qrels), 1)
+        """As many dev queries as leave most of the search's share for training: 30 where those can be paid for.
+
+        Raises:
+            ConfigError: the budget does not pay for one dev query.
+        """
+        each = len(whole.pairs) / max(len(whole.qrels), 1) / PASSES
         rounds = 6  # a base, a few rivals
-        most = int(self.purse.total * 0.5 * _DEV_SHARE * PASSES / max(each * rounds, 1))
-        queries = max(30, min(len(whole.qrels), most))
+        most = self.purse.total * SEARCH_SHARE * _DEV_SHARE / (each * rounds)
+        # Each base is asked once, and the last training watches a few times: half of the share at most.
+        fewest = min(30, self.purse.total * SEARCH_SHARE * 0.5 / (each * (len(self._bases()) + 4)))
+        queries = int(max(fewest, min(len(whole.qrels), most)))
+        if queries < 1:
+            message = f"train.{self.name}.budget: {self.purse.total:,.0f} pairs do not pay for one dev query"
+            raise ConfigError(message, hint="budget: 10m")
         return DevSet.of(
             self.case.collection,
             self.case.dev,
@@ -217,24 +230,61 @@ class _Search:
 
     def _halve(self, start: Recipe, base: _Base) -> tuple[Recipe, Path | None]:
         """The first recipe against as many rivals as the purse can pay for."""
-        everyone = [start, *rivals(start, self.facts)]
+        everyone = [start, *rivals(start, self.facts, self.section)]
         each = self._trial_pairs(start)
-        dev = len(self.dev.pairs) / PASSES
-        # Two rungs: n trainings of `each`, then half of them of twice that.
-        count = int(self.purse.left // (2 * each + 1.5 * dev))
-        if count < 2:
-            self.reasons.append(f"recipe: {start.name}; the budget pays for no rival")
+        counts = range(2, len(everyone) + 1)
+        count = max((count for count in counts if self._rungs(count, each) <= self.purse.left), default=0)
+        if not count:
+            left, least = max(0.0, self.purse.left), self._rungs(2, each)
+            what = f"a rival would take {least:,.0f} pairs, and the search has {left:,.0f} left"
+            self.reasons.append(f"recipe: {start.name}; the budget pays for no rival: {what}")
             return start, None
-        entered = everyone[: min(count, len(everyone))]
-        small = {recipe.name: self.trials.run(recipe, base.model, each)[0] for recipe in entered}
-        best = sorted(entered[1:], key=lambda recipe: -small[recipe.name].mean)[: max(1, len(entered) // 2 - 1)]
-        for recipe in entered:
+        entered = everyone[:count]
+        small = {name: result for name, (result, _) in self._raced(entered, base, each).items()}
+        rested = sorted((one for one in entered[1:] if one.name in small), key=lambda one: -small[one.name].mean)
+        best = rested[: _goes_on(count)]
+        for recipe in (start, *rested):
             note = "" if recipe in (start, *best) else "dropped"
             self._row(small[recipe.name], small[start.name].array(), recipe.name, note)
         return self._final(start, best, base, 2 * each)
 
+    def _rungs(self, count: int, each: int) -> float:
+        """What two rungs cost: so many trainings of `each` pairs, then some of them of twice that; dev asked each."""
+        asked = len(self.dev.pairs) / PASSES
+        return count * (each + asked) + (1 + _goes_on(count)) * (2 * each + asked)
+
+    def _raced(self, recipes: list[Recipe], base: _Base, pairs: int) -> dict[str, tuple[Result, Path]]:
+        """A trial of each recipe, by name. A rival that cannot be trained is told of and left out.
+
+        Raises:
+            RankwrightError: the first of them cannot be trained.
+        """
+        found = {recipes[0].name: self.trials.run(recipes[0], base.model, pairs)}
+        against = found[recipes[0].name][0].array()
+        for recipe in recipes[1:]:
+            tried = self._tried_out(recipe, base, pairs)
+            if isinstance(tried, str):
+                nothing = Result("", recipe.name, pairs, 0.0, (0.0,) * len(against))
+                self._row(nothing, against, recipe.name, f"dropped: {tried}")
+            else:
+                found[recipe.name] = tried
+        return found
+
+    def _tried_out(
+        self, recipe: Recipe, base: _Base, pairs: int, teacher: PairScorer | None = None
+    ) -> tuple[Result, Path] | str:
+        """A trial, or why it cannot be made."""
+        try:
+            return self.trials.run(recipe, base.model, pairs, teacher)
+        except (ModelError, DataError) as error:
+            return error.message
+
     def _final(self, start: Recipe, best: list[Recipe], base: _Base, pairs: int) -> tuple[Recipe, Path | None]:
-        large = {recipe.name: self.trials.run(recipe, base.model, pairs) for recipe in (start, *best)}
+        large = self._raced([start, *best], base, pairs) if best else {}
+        best = [recipe for recipe in best if recipe.name in large]
+        if not best:
+            self.reasons.append(f"recipe: {start.name}; no rival could be trained")
+            return start, None
         against = large[start.name][0].array()
         rival = max(best, key=lambda recipe: large[recipe.name][0].mean)
         low, high = _beyond(large[rival.name][0].array() - against, self.case.seed)
@@ -249,9 +299,11 @@ class _Search:
         return chosen, large[chosen.name][1]
 
     def _trial_pairs(self, start: Recipe) -> int:
-        """Pairs of a first-rung trial: an eighth of what is left, within an epoch."""
-        epoch = count_pairs(self.trials.groups(start.mine), None)
-        return int(max(SMALLEST, min(self.purse.left / 8, epoch)))
+        """Pairs of a first-rung trial: an eighth of what is left, within an epoch, in whole steps."""
+        groups = self.trials.groups(start.mine)
+        epoch = count_pairs(groups, start.training.sample)
+        step = epoch / epoch_steps(len(groups), start.training)
+        return int(max(1, round(max(SMALLEST, min(self.purse.left / 8, epoch)) / step)) * step)
 
     def _row(self, result: Result, against: Any, name: str, note: str = "") -> None:
         gains = result.array() - np.asarray(against)
@@ -261,18 +313,62 @@ class _Search:
             {
                 **{"name": name, "pairs": result.pairs, "mean": result.mean, "weight": result.weight},
                 **{"gain": float(gains.mean()), "low": low, "high": high, "note": note},
+                "values": list(result.values),
             }
         )
 
+    # ---------------------------------------------------------------------------------------------------- second round
+
+    def _second_round(self, chosen: Recipe, model: Path, base: _Base) -> Recipe | None:
+        """The recipe with candidates that the trained model took for relevant set aside, where dev prefers that.
+
+        None where it does not, and where scoring all candidates would cost more than is left.
+        """
+        why = "false negatives set aside by the first round's model"
+        again = chosen.but(f"{chosen.name}, second round", why, _AGAIN)
+        first_round = next(row for row in reversed(self.table) if row["note"] == "chosen")
+        scored = self._window_pairs(again)
+        cost = first_round["pairs"] + (scored + len(self.dev.pairs)) / PASSES
+        if not again.mine.negatives or cost > self.purse.left:
+            self.reasons.append("no second round: its scoring of all candidates is more than the budget has left")
+            return None
+        score = self.case.scores_of(model)
+        texts = self.case.collection
+        self.purse.pay(scored=scored)
+
+        def teacher(pairs: Any) -> Any:
+            return score([(texts.queries[query], texts.documents[document]) for query, document in pairs])
+
+        tried = self._tried_out(again, base, first_round["pairs"], teacher)
+        if isinstance(tried, str):
+            self.reasons.append(f"no second round: {tried}")
+            return None
+        result = tried[0]
+        against = np.array(first_round["values"])
+        low, _ = _beyond(result.array() - against, self.case.seed)
+        self._row(result, against, again.name, "chosen" if low > 0 else "")
+        gain = f"{float(np.mean(result.array() - against)):+.4f}, lower end {low:+.4f}"
+        self.reasons.append(f"second round: {'kept' if low > 0 else 'not kept'} ({gain} against the first)")
+        return again if low > 0 else None
+
+    def _window_pairs(self, recipe: Recipe) -> int:
+        """What a model scores when it filters: each training query's window and its positives."""
+        start, last = recipe.mine.window
+        run, qrels = self.case.runs[self.case.served], self.case.collection.qrels["train"]
+        windows = sum(len(run.documents(query)[start - 1 : last]) for query in qrels)
+        return windows + sum(grade > 0 for grades in qrels.values() for grade in grades.values())
+
     # --------------------------------------------------------------------------------------------------------- written
 
-    def _written(self, chosen: Recipe, base: _Base) -> dict[str, dict[str, Any]]:
-        """The trainings, every key written out: the base's distillation, and the last training."""
+    def _written(self, chosen: Recipe, base: _Base, again: Recipe | None) -> dict[str, dict[str, Any]]:
+        """The trainings, every key written out: the base's distillation, a first round, and the last training."""
         groups = self.trials.groups(chosen.mine)
         watched = len(self.dev.pairs) / PASSES
         evaluations = 3
         pairs = self.purse.final - (evaluations + 2) * watched
-        pairs = int(max(SMALLEST, min(pairs, MOST_EPOCHS * count_pairs(groups, chosen.training.sample))))
+        if again:
+            pairs = (pairs - self._window_pairs(again) / PASSES - (evaluations + 2) * watched) / 2
+        pairs = int(max(1, min(pairs, MOST_EPOCHS * count_pairs(groups, chosen.training.sample))))
         epochs = max(1.0, pairs / count_pairs(groups, chosen.training.sample))
         dev = DevSection(
             queries=len(self.dev.qrels),
@@ -287,6 +383,9 @@ class _Search:
         if base.distilled:
             reference = f"{self.name}-base"
             found[reference] = _plain(base.distilled, base.reference, max_pairs=base.pairs)
+        if again:
+            found[f"{self.name}-first"] = _plain(chosen, reference, **last)
+            chosen = again.but(again.name, again.why, {"filter_by": f"{self.name}-first"})
         found[self.name] = _plain(chosen, reference, **last)
         say(f"{self.name}: {chosen.name}, {pairs:,} pairs")
         return found
@@ -295,6 +394,11 @@ class _Search:
 def _plain(recipe: Recipe, base: str, **more: Any) -> dict[str, Any]:
     values = recipe.training.model_dump(mode="json", exclude={"recipe", "budget", "bases", "mine", "base"})
     return {"base": base, "mine": recipe.mine.model_dump(mode="json"), **values, **more}
+
+
+def _goes_on(count: int) -> int:
+    """How many rivals of so many recipes, the first one counted, get the larger training."""
+    return max(1, count // 2 - 1)
 
 
 def _beyond(gains: Any, seed: int) -> tuple[float, float]:

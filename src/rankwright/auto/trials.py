@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from rankwright.auto.purse import Purse
 from rankwright.auto.recipes import Recipe
 from rankwright.core import Collection, Group, Run, content_hash
+from rankwright.errors import ModelError
 from rankwright.rooms.mine import PairScorer, mine
 from rankwright.rooms.train import DevSet, Workbench, train
 from rankwright.sections import MineSection, Training
@@ -77,6 +78,7 @@ class Trials:
     folder: Path
     purse: Purse
     seed: int
+    mining_seed: int
     device: str = "auto"
     cache: Path | None = None
     per_split: bool = False
@@ -94,7 +96,7 @@ class Trials:
                 teacher=self.scorer(section.candidates),
                 filter_scores=teacher,
                 per_split=self.per_split,
-                seed=self.seed,
+                seed=self.mining_seed,
             )
             self._mined[key] = mined.groups, mined.unlabelled
         labelled, unlabelled = self._mined[key]
@@ -109,7 +111,9 @@ class Trials:
         self.purse.pay(pairs)
         if not (folder / "result.json").exists() or not (folder / "model").exists():
             self._train(section, groups, base, folder)
-        return self.ask(recipe.name, folder / "model", key, pairs), folder / "model"
+        found = self.ask(recipe.name, folder / "model", key, pairs), folder / "model"
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # after what dev says is kept: a kill costs nothing
+        return found
 
     def ask(self, name: str, model: Path, key: str, pairs: int = 0) -> Result:
         """What dev says of a model, kept under the key."""
@@ -129,9 +133,19 @@ class Trials:
         """Delete the trained models that are not needed any more; what dev said of them stays."""
         for model in self.folder.glob("*/model"):
             if model not in but:
-                shutil.rmtree(model, ignore_errors=True)
+                _delete(model)
 
     def _train(self, section: Training, groups: Sequence[Group], base: Path, folder: Path) -> None:
-        """Begin the training in the folder, or go on with it."""
-        train(groups, section, base=base, dev=None, bench=Workbench(folder, self.device, self.cache, self.seed))
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        """Begin the training in the folder, or go on with it; one that fails leaves nothing to go on from."""
+        try:
+            train(groups, section, base=base, dev=None, bench=Workbench(folder, self.device, self.cache, self.seed))
+        except ModelError:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+
+
+def _delete(model: Path) -> None:
+    """Delete a model's folder; out of its place first, so that a kill leaves no half of a model there."""
+    gone = model.with_name("gone")
+    shutil.rmtree(gone, ignore_errors=True)
+    shutil.rmtree(model.rename(gone), ignore_errors=True)

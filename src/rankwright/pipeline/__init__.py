@@ -1,6 +1,6 @@
 """The corridor: the order of the rooms, which boxes can be used again, and what is said on the way.
 
-    data -> retrieve -> mine -> train -> merge -> rerank -> blend -> general
+    data -> retrieve -> recipe -> mine -> train -> merge -> rerank -> blend -> general
          -> evaluate -> diagnose -> verdict -> report
 
 Only these modules know the order. For every stage they say what it is made of (its key) and how to make it from the

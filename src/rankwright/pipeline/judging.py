@@ -23,6 +23,7 @@ from rankwright.rooms.general import general
 from rankwright.rooms.report import ReportView, report
 from rankwright.rooms.rerank import rerank
 from rankwright.rooms.verdict import Arm, preferred, verdict
+from rankwright.sections import Training
 from rankwright.toolbox.formats import Splits, read
 from rankwright.toolbox.formats.content import content
 from rankwright.toolbox.metrics import label
@@ -342,7 +343,8 @@ class Judging:
         assert section
         stages = ["data", "retrieve", "evaluate", *self._optional("blend", "diagnose", "verdict")]
         stages += [f"train/{name}" for name in self.site.plan.trainings]
-        return {**flat("report", section), **self.site.inputs(*stages), "room": VERSIONS["report"]}
+        shown = {f"recipe.{name}": content_hash([*found["lines"]])[:16] for name, found in self._recipes().items()}
+        return {**flat("report", section), **shown, **self.site.inputs(*stages), "room": VERSIONS["report"]}
 
     def _report(self, out: Path) -> list[str]:
         section = self.site.experiment.report
@@ -364,6 +366,7 @@ class Judging:
             ladder=diagnosis["ladder"],
             blends=self._choices()["arms"],
             depth=self.site.experiment.rerank.depth if self.site.experiment.rerank else None,
+            recipes=self._recipes(),
             seconds={name: float(stage["seconds"]) for name, stage in done.items() if stage},
             examples=section.examples,
         )
@@ -375,6 +378,19 @@ class Judging:
     def _choices(self) -> dict[str, Any]:
         """What dev chose. Without the stage, what an earlier walk left there does not count."""
         return self.site.boxes.choices() if "blend" in self.site.keys else {"arms": {}, "fusion": None}
+
+    def _recipes(self) -> dict[str, dict[str, Any]]:
+        """What searches found, by training: of those whose trainings are the experiment's own.
+
+        So a walk from resolved.yaml, which has no search any more, shows it too, and one whose recipe was changed by
+        hand does not.
+        """
+        found = {name: self.site.boxes.recipe(name) for name in self.site.experiment.train}
+        return {name: search for name, search in found.items() if search and self._is_adopted(search["trainings"])}
+
+    def _is_adopted(self, trainings: Mapping[str, Mapping[str, Any]]) -> bool:
+        own = self.site.experiment.train
+        return all(name in own and Training(**values) == own[name] for name, values in trainings.items())
 
     def _general_values(self) -> dict[str, Any]:
         return self.site.boxes.general() if "general" in self.site.keys else {}

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rankwright.auto import Case, search, training_key
+from rankwright.boxes import refuse_search_without_dev
 from rankwright.core import Group
 from rankwright.pipeline.base import VERSIONS, Site, Stage, flat
 from rankwright.plan import MINE, Model, unfolded
@@ -57,6 +58,7 @@ class Making:
 
     def _data(self, out: Path) -> list[str]:
         collection, told = data(self.site.experiment.data, self.site.experiment.seed)
+        refuse_search_without_dev(collection, self.site.plan.searches)
         self.site.boxes.save_data(out, collection, told)
         return told.lines()
 
@@ -92,6 +94,7 @@ class Making:
 
     def _recipe(self, name: str, out: Path) -> list[str]:
         site = self.site
+        refuse_search_without_dev(site.boxes.collection, [name])
         rerank = site.experiment.rerank or RerankSection()
         case = Case(
             collection=site.boxes.collection,
@@ -111,9 +114,12 @@ class Making:
         return found.lines()
 
     def _adopt(self, name: str) -> None:
-        """Go on with the trainings that the search has written down, once it has."""
+        """Go on with the trainings that the search has written down, once it has, and for this very experiment."""
+        stage = f"recipe/{name}"
+        if stage not in self.site.keys:  # the stages are only counted, not walked by
+            return
         found = self.site.boxes.recipe(name)
-        if found is not None and self.site.folder.read(f"recipe/{name}"):
+        if found is not None and self.site.folder.decide(stage, self._recipe_made_of(name)).reuse:
             self.site.adopt(unfolded(self.site.experiment, name, found["trainings"]))
 
     # ------------------------------------------------------------------------------------------------------------ mine

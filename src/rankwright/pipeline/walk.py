@@ -80,6 +80,8 @@ class Walk:
                     written = self.site.experiment
                     self._write_resolved()
                 outcomes.append(self._walk_through(stage))
+            if self.site.experiment is not written:
+                self._write_resolved()
         return outcomes
 
     def dry_run(self, until: str | None = None) -> list[Outcome]:
@@ -101,6 +103,8 @@ class Walk:
         if until is None:
             return self.stages()
         if until not in {stage.room for stage in self.stages()}:
+            if until == "recipe":
+                raise ConfigError("no training asks for a search", hint="train: {recipe: auto}")
             raise ConfigError(f"the experiment has no {until} section", hint=f"add `{until}:` to it")
         last = ROOMS.index(until)
         return itertools.takewhile(lambda stage: ROOMS.index(stage.room) <= last, self.stages())

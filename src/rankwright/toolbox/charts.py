@@ -49,6 +49,15 @@ class Measured(NamedTuple):
     high: float
 
 
+class Average(NamedTuple):
+    """What a curve came to by another way than its steps: the mean of several weights, tried at the end."""
+
+    name: str
+    step: float
+    value: float
+    kept: bool
+
+
 class Step(NamedTuple):
     """A bar of a waterfall, from `start` to `end`; `total`: it stands on zero by itself."""
 
@@ -113,10 +122,18 @@ def means(title: str, measured: Sequence[Measured], confidence: float) -> Plot:
     return Plot(title, description, width, top + step * len(measured) + 24, ticks, marks)
 
 
-def curve(title: str, points: Sequence[Point], *, dots: bool = False, kept: int | None = None) -> Plot:
+def curve(
+    title: str,
+    points: Sequence[Point],
+    *,
+    dots: bool = False,
+    kept: int | None = None,
+    average: Average | None = None,
+) -> Plot:
     """A value over the steps of a training; `kept` is the place of the checkpoint that was kept."""
     left, right, top, bottom = 52, 468, 12, 178
-    (low, high), last = padded([y for _, y in points]), max(x for x, _ in points)
+    low, high = padded([*(y for _, y in points), *([average.value] if average else [])])
+    last = max(x for x, _ in points)
     across, down = scale(0, last, left, right), scale(low, high, bottom, top)
     places = [(across(x), down(y)) for x, y in points]
     marks: list[dict[str, Any]] = [{"line": _path(places)}]
@@ -125,6 +142,10 @@ def curve(title: str, points: Sequence[Point], *, dots: bool = False, kept: int 
     said = f"From {points[0][1]:.4f} at step {points[0][0]:g} to {points[-1][1]:.4f} at step {points[-1][0]:g}."
     if kept is not None:
         said += f" The checkpoint of step {points[kept][0]:g} was kept, with {points[kept][1]:.4f}."
+    if average:
+        at = {"x": across(min(average.step, last)), "y": down(average.value)}
+        marks.append({"average": average.name, "kept": average.kept, **at})
+        said += f" The {average.name} has {average.value:.4f}{', and was kept' if average.kept else ''}."
     x_ticks = [(across(x), f"{x:,g}") for x in nice(0, last, 5)]
     return Plot(title, said, 480, 212, Ticks(x_ticks, _up(low, high, down)), marks)
 

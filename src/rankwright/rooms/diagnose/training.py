@@ -140,9 +140,10 @@ def overtrained(case: Case) -> Finding:
         return replace(finding, lacks="a training log with dev values, or a general collection (general: {})")
     numbers, said = [], []
     if tried:
-        best = max(tried, key=_on_dev)
-        numbers.append(_last(case, best, tried[-1]))
+        best, average = max(tried, key=_on_dev), _kept_average(case)
+        numbers.append(_last(case, best, average or tried[-1]))
         said.append(f"dev's best is {_on_dev(best):.4f} at step {best['step']}, the last {_on_dev(tried[-1]):.4f}")
+        said += [f"the mean of the last checkpoints, {_on_dev(average):.4f}, was kept"] if average else []
     if general is not None:
         before, after = general
         numbers.append(case.mean("H9.general", after - before))
@@ -268,6 +269,12 @@ def _above(good: Values, bad: Values) -> float:
 
 def _on_dev(record: Mapping[str, Any]) -> float:
     return float(next(iter(record["dev"].values())))
+
+
+def _kept_average(case: Case) -> Mapping[str, Any] | None:
+    """The evaluation of averaged weights, where they were kept: going on past the best step then did no harm."""
+    told = [record for record in case.log if record.get("averaged_dev") and record.get("kept")]
+    return {**told[-1], "dev": told[-1]["averaged_dev"]} if told else None
 
 
 def _last(case: Case, best: Mapping[str, Any], last: Mapping[str, Any]) -> Number:

@@ -1,0 +1,419 @@
+"""`recipe: auto`: what the search spends, what it survives, and what it leaves behind."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+import rankwright
+from rankwright import config
+from rankwright.auto import Case, search
+from rankwright.auto.purse import SEARCH_SHARE, purse
+from rankwright.core import Collection, Run
+from rankwright.errors import ConfigError, DataError, ModelError
+from rankwright.pipeline import Walk, status
+from rankwright.plan import Model, Plan, unfolded
+from rankwright.sections import Training
+
+searching = importlib.import_module("rankwright.auto.search")  # the package's `search` is the function
+trying = importlib.import_module("rankwright.auto.trials")
+
+# ------------------------------------------------------------------------------------- the search, without any training
+
+
+def made_case(score=lambda model, pairs: np.zeros(len(pairs), dtype=np.float32)):
+    """40 queries to train on and 40 of dev, each with 30 candidates, two of them relevant."""
+    rng = np.random.default_rng(0)
+    documents = {f"d{number}": f"text {number}" for number in range(100)}
+    queries = {f"{split}{number}": f"{split} what {number}" for split in ("train", "dev") for number in range(40)}
+    scores = {
+        query: {f"d{number}": float(rng.normal()) for number in rng.choice(100, 30, replace=False)} for query in queries
+    }
+    best = {query: sorted(hits, key=hits.get)[-4::2] for query, hits in scores.items()}
+    qrels = {
+        split: {query: dict.fromkeys(found, 1) for query, found in best.items() if query.startswith(split)}
+        for split in ("train", "dev")
+    }
+    runs = {
+        split: Run.from_scores({query: hits for query, hits in scores.items() if query.startswith(split)})
+        for split in ("train", "dev")
+    }
+    known = {**scores}
+    return Case(
+        collection=Collection(documents, queries, qrels),
+        runs={"dense": runs["train"]},
+        dev=runs["dev"],
+        served="dense",
+        scorer=lambda name: lambda pairs: np.array([known[query].get(document, -9.0) for query, document in pairs]),
+        scores_of=lambda model: lambda pairs: score(model, pairs),
+        depth=30,
+        seed=0,
+    )
+
+
+@pytest.fixture
+def untrained(monkeypatch):
+    """Trainings that leave a folder and no weights; what was trained, in order."""
+    made = []
+
+    def train(groups, section, *, base, dev, bench):
+        made.append((bench.folder.name, section))
+        (bench.folder / "model").mkdir(parents=True, exist_ok=True)
+
+    monkeypatch.setattr(trying, "train", train)
+    monkeypatch.setattr(trying, "fingerprint", str)
+    monkeypatch.setattr(searching, "fingerprint", lambda folder: f"finger{folder}")
+    monkeypatch.setattr(searching, "locate", Path)
+    monkeypatch.setattr(searching, "has_head", lambda folder: folder.name.startswith("reranker"))
+    return made
+
+
+def auto(**values):
+    return Training(recipe="auto", learning_rate=1e-4, **values)
+
+
+@pytest.mark.parametrize(
+    "bases", [["encoder"], ["reranker"], ["reranker", "encoder"], ["encoder", "encoder2", "reranker"]]
+)
+def test_the_search_never_spends_more_than_its_share(bases, untrained, tmp_path):
+    rivals = set()
+    for place, total in enumerate(np.geomspace(400, 400_000, 9)):
+        found = search(made_case(), "one", auto(budget=f"{total:.0f} pairs", bases=bases), tmp_path / str(place))
+        assert found.spent <= SEARCH_SHARE * found.total + 1
+        trained = found.trainings["one"]["max_pairs"]
+        assert found.spent + trained <= found.total + 1
+        raced = {row["name"] for row in found.table if not row["name"].startswith("base ")}
+        rivals.add(len(raced))
+        if not raced:
+            assert any("the budget pays for no rival" in reason for reason in found.reasons)
+    assert 0 in rivals, "the smallest budget should pay for none"
+    assert max(rivals) >= 3
+
+
+def test_a_small_budget_says_what_a_rival_would_take(untrained, tmp_path):
+    found = search(made_case(), "one", auto(budget="3000 pairs", base="reranker"), tmp_path)
+    (reason,) = [reason for reason in found.reasons if reason.startswith("recipe: ")]
+    assert "a rival would take" in reason
+    assert "the search has" in reason
+    assert list(found.trainings) == ["one"]
+
+
+def test_a_budget_that_does_not_pay_for_one_dev_query_is_refused(untrained, tmp_path):
+    with pytest.raises(ConfigError, match=r"train\.one\.budget: 50 pairs do not pay for one dev query"):
+        search(made_case(), "one", auto(budget="50 pairs", base="reranker"), tmp_path)
+
+
+def test_without_a_better_rival_the_first_recipe_stays(untrained, tmp_path):
+    found = search(made_case(), "one", auto(budget="100000 pairs", base="reranker"), tmp_path)
+    assert any(reason.startswith("recipe: mixed, kl 1 (the first stays") for reason in found.reasons)
+    assert found.trainings["one"]["loss"] == {"listwise": 1.0, "kl": 1.0}
+    assert found.trainings["one"]["base"] == "reranker"
+
+
+def test_a_rival_that_is_better_beyond_the_noise_is_chosen(untrained, tmp_path):
+    """The trial of one rival alone ranks as the labels do."""
+    better = {"loss": {"listwise": 1.0, "kl": 3.0}}
+
+    def score(model, pairs):
+        key = model.parent.name
+        trained = dict(untrained).get(key)
+        if trained is None or trained.loss != better["loss"]:
+            return np.zeros(len(pairs), dtype=np.float32)
+        wanted = {
+            (case.collection.queries[query], case.collection.documents[document])
+            for query, found in case.collection.qrels["dev"].items()
+            for document in found
+        }
+        return np.array([float(pair in wanted) for pair in pairs], dtype=np.float32)
+
+    case = made_case(score)
+    found = search(case, "one", auto(budget="100000 pairs", base="reranker"), tmp_path)
+    assert found.trainings["one"]["loss"] == better["loss"]
+    assert any(reason.startswith("recipe: mixed, kl 3 (") for reason in found.reasons)
+    (chosen,) = [row for row in found.table if row["note"] == "chosen" and "second" not in row["name"]]
+    assert chosen["low"] > 0
+
+
+def test_a_second_round_that_dev_prefers_is_written_as_two_trainings(untrained, monkeypatch, tmp_path):
+    """The trial that differs from another by its groups alone ranks as the labels do: the second round's."""
+
+    def score(model, pairs):
+        *earlier, (key, section) = untrained
+        again = model.parent.name == key and section in [before for _, before in earlier]
+        return np.array([float(again and pair in wanted) for pair in pairs], dtype=np.float32)
+
+    monkeypatch.setattr(searching, "rivals", lambda start, *_: [start.but("kl 3", "", loss={"kl": 3.0})])
+    case = made_case(score)
+    wanted = {
+        (case.collection.queries[query], case.collection.documents[document])
+        for query, found in case.collection.qrels["dev"].items()
+        for document in found
+    }
+    found = search(case, "one", auto(budget="300000 pairs", base="encoder"), tmp_path)
+    assert list(found.trainings) == ["one-base", "one-first", "one"]
+    assert found.trainings["one"]["mine"]["filter_by"] == "one-first"
+    assert found.trainings["one"]["base"] == found.trainings["one-first"]["base"] == "one-base"
+    before = config.validate(
+        {"data": {}, "retrieve": {"dense": {"kind": "dense"}}, "train": {"one": {"recipe": "auto"}}}
+    )
+    after = Plan.of(unfolded(before, "one", found.trainings))
+    assert after.trainings == ("one-base", "one-first", "one")
+    assert after.filters == {"one": Model("train", "one-first")}
+    trained = sum(found.trainings[name]["max_pairs"] for name in ("one-first", "one"))
+    assert found.spent + trained <= found.total + 1
+
+
+def failing(error, wanted, trained):
+    """A `train` that fails where `wanted` says so."""
+
+    def train(groups, section, *, base, dev, bench):
+        bench.folder.mkdir(parents=True, exist_ok=True)
+        if wanted(section):
+            raise error
+        trained.append(section)
+        (bench.folder / "model").mkdir(exist_ok=True)
+
+    return train
+
+
+def test_a_rival_that_cannot_be_trained_is_dropped_and_the_reason_told(untrained, monkeypatch, tmp_path):
+    error = ModelError("the weights are not finite any more")
+    monkeypatch.setattr(trying, "train", failing(error, lambda section: section.loss == {"listwise": 1.0}, []))
+    found = search(made_case(), "one", auto(budget="100000 pairs", base="reranker"), tmp_path)
+    (row,) = [row for row in found.table if row["name"] == "mixed, no kl"]
+    assert row["note"] == "dropped: the weights are not finite any more"
+    assert row["mean"] == 0
+    assert "one" in found.trainings
+    assert "not finite" in "\n".join(found.lines())
+
+
+def test_when_every_rival_fails_the_first_recipe_stays(untrained, monkeypatch, tmp_path):
+    seen = []
+    monkeypatch.setattr(trying, "train", failing(ModelError("no"), lambda section: bool(seen), seen))
+    found = search(made_case(), "one", auto(budget="30000 pairs", base="reranker"), tmp_path)
+    assert "recipe: mixed, kl 1; no rival could be trained" in found.reasons
+    assert "one" in found.trainings
+
+
+def test_when_the_first_recipe_fails_so_does_the_search(untrained, monkeypatch, tmp_path):
+    monkeypatch.setattr(trying, "train", failing(ModelError("no weights"), lambda section: True, []))
+    with pytest.raises(ModelError, match="no weights"):
+        search(made_case(), "one", auto(budget="100000 pairs", base="reranker"), tmp_path)
+    assert not list(tmp_path.rglob("checkpoints"))
+
+
+def test_keys_that_are_written_beside_the_word_are_in_every_training(untrained, tmp_path):
+    section = auto(budget="100000 pairs", base="encoder", loss={"listwise": 1.0}, batch=3, average=2, max_length=99)
+    found = search(made_case(), "one", section, tmp_path)
+    losses = [training.loss for _, training in untrained if training.groups == "labelled"]
+    assert losses
+    assert all(loss == {"listwise": 1.0} for loss in losses)
+    assert {(training.batch, training.max_length, training.learning_rate) for _, training in untrained} == {
+        (3, 99, 1e-4)
+    }
+    assert {(made["batch"], made["max_length"]) for made in found.trainings.values()} == {(3, 99)}
+
+
+def test_a_second_search_in_the_same_folder_trains_nothing_and_finds_the_same(untrained, tmp_path):
+    case, section = made_case(), auto(budget="60000 pairs", base="encoder")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(trying.Trials, "forget", lambda self, but: None)  # as if killed just before
+        first = search(case, "one", section, tmp_path)
+    count = len(untrained)
+    assert count > 3
+    second = search(case, "one", section, tmp_path)
+    assert len(untrained) == count
+    assert second == first
+    assert len(list(tmp_path.rglob("model"))) == 1, "only the distilled base is needed any more"
+
+
+def test_the_pace_is_measured_once_and_kept(untrained, monkeypatch, tmp_path):
+    paces = iter([500.0, 9000.0])
+    monkeypatch.setattr(searching._Search, "_pace", lambda self, dev: next(paces))
+    section = auto(budget="2m", base="reranker")
+    totals = [search(made_case(), "one", section, tmp_path).total for _ in range(2)]
+    assert totals == [60_000, 60_000]
+    assert purse("2m", lambda: 500.0).total == 60_000
+
+
+# ------------------------------------------------------------------------------------------------- before anything runs
+
+
+def planned(**train):
+    return Plan.of(config.validate({"data": {}, "retrieve": {"dense": {"kind": "dense"}}, "train": train}))
+
+
+def test_a_search_needs_a_dev_split(tiny_experiment, tmp_path):
+    assert "dev" in planned(one={"recipe": "auto", "dev": None, "keep": "last"}).splits
+    rows = Path(tiny_experiment["data"]["source"].removeprefix("rows:"))
+    shutil.copytree(rows, tmp_path / "rows")
+    (tmp_path / "rows/dev.jsonl").unlink()
+    data = {"source": f"rows:{tmp_path / 'rows'}", "dev_share": 0}
+    tiny_experiment |= {"data": data, "train": {"recipe": "auto"}, "mine": None, "merge": None}
+    told = r"train\.finetuned: recipe: auto chooses on the split dev, which the data do not have"
+    with pytest.raises(DataError, match=told):
+        rankwright.check(tiny_experiment)
+    with pytest.raises(DataError, match=told):
+        rankwright.run(tiny_experiment, runs=tmp_path / "runs")
+    assert not (tmp_path / "runs/tiny/retrieve").exists()
+    rankwright.run({**tiny_experiment, "train": {}}, runs=tmp_path / "runs", until="retrieve")  # which needs no dev
+    with pytest.raises(DataError, match=told):
+        rankwright.run(tiny_experiment, runs=tmp_path / "runs")
+    assert not list((tmp_path / "runs/tiny").rglob("trials"))
+
+
+@pytest.mark.parametrize("end", ["base", "first"])
+def test_a_name_that_the_search_may_write_is_refused_beforehand(end):
+    with pytest.raises(ConfigError, match=rf"train\.one-{end}: the search of train\.one may write that name"):
+        planned(**{"one": {"recipe": "auto"}, f"one-{end}": {"recipe": "hard"}})
+
+
+@pytest.mark.parametrize("word", ["other", "finetuned", "merged"])
+def test_a_search_starts_from_no_other_training(word):
+    for key in ({"base": word}, {"bases": ["offline", word]}):
+        with pytest.raises(ConfigError, match="starts from models from outside"):
+            planned(one={"recipe": "auto", **key}, other={"recipe": "hard"})
+
+
+def test_the_first_of_the_bases_is_the_one_that_is_planned_with():
+    assert planned(one={"recipe": "auto", "bases": ["a/b", "offline"]}).bases["one"].name == "a/b"
+
+
+# ------------------------------------------------------------------------------------------------ in a whole experiment
+
+
+def experiment(values, budget="2600 pairs"):
+    """A search, a training that starts from what it makes and filters its own groups by it, and a merge."""
+    distilled, finetuned = values["train"].values()
+    own = {key: finetuned[key] for key in ("learning_rate", "batch", "max_length", "precision")}
+    again = {"negatives": 3, "random": 1, "window": [1, 20], "filter_by": "finetuned", "filter_against": "max"}
+    train = {
+        "finetuned": {"recipe": "auto", "budget": budget, "base": distilled["base"], **own},
+        "other": {**finetuned, "base": "finetuned", "epochs": 1, "mine": again},
+    }
+    arms = {"base": "base", "finetuned": "finetuned", "other": "other", "merged": "merged"}
+    dropped = {"mine": None, "general": None, "report": None, "diagnose": None}
+    return {**values, **dropped, "train": train, "rerank": {**values["rerank"], "arms": arms}}
+
+
+@pytest.fixture(scope="module")
+def searched(make_experiment, tmp_path_factory):
+    """A folder of runs in which such an experiment is finished, its values, its dry run before, and its result."""
+    runs = tmp_path_factory.mktemp("searched") / "runs"
+    values = experiment(make_experiment())
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(searching, "SMALLEST", 40)
+        before = [(outcome.stage, outcome.action) for outcome in Walk(config.validate(values), runs).dry_run()]
+        result = rankwright.run(values, runs=runs)
+    return runs, values, before, result
+
+
+def weights(run, training):
+    return (run / "train" / training / "model/model.safetensors").read_bytes()
+
+
+def actions(outcomes):
+    return {outcome.stage: outcome.action for outcome in outcomes}
+
+
+def test_before_the_search_a_dry_run_knows_the_stages_but_not_what_the_search_will_write(searched):
+    _, _, before, _ = searched
+    assert [stage for stage, _ in before][:5] == [
+        *("data", "retrieve", "recipe/finetuned", "train/finetuned", "train/other")
+    ]
+    assert {action for _, action in before} == {"run"}
+
+
+def test_the_trainings_that_the_search_has_written_are_made_in_order(searched):
+    runs, _, _, result = searched
+    made = [outcome.stage for outcome in result.outcomes]
+    assert made[2:7] == ["recipe/finetuned", "train/finetuned-base", "train/finetuned", "train/other", "merge"]
+    assert set(result.table["arms"]) >= {"retrieval", "base", "finetuned", "other", "merged"}
+    told = {outcome.stage: outcome.lines for outcome in result.outcomes}
+    assert told["train/finetuned-base"][-1] == "trained by the search for a recipe already"
+    assert any("the search took" in line for line in told["recipe/finetuned"])
+    assert (runs / "tiny/recipe/finetuned/recipe.txt").read_text().splitlines() == told["recipe/finetuned"]
+    rows = json.loads((runs / "tiny/recipe/finetuned/recipe.json").read_text())["table"]
+    assert len({row["name"] for row in rows}) >= 3, "no rival was tried: the budget of this test is too small"
+
+
+def test_a_training_filters_its_own_groups_by_another_one(searched):
+    runs, values, _, _ = searched
+    made = json.loads((runs / "tiny/train/other/stage.json").read_text())["made_of"]
+    assert made["train.other.mine.filter_by"] == "finetuned"
+    assert "input.train/finetuned" in made
+    groups = runs / "tiny/train/other/groups.jsonl"
+    assert groups.exists()
+    own = dict(values["train"])
+    assert Plan.of(config.validate({**values, "train": dict(reversed(own.items()))})).trainings == (
+        "finetuned",
+        "other",
+    )
+
+
+def test_the_same_again_reuses_everything(searched):
+    runs, values, _, first = searched
+    again = rankwright.run(values, runs=runs)
+    assert set(actions(again.outcomes).values()) == {"reused"}
+    assert [outcome.stage for outcome in again.outcomes] == [outcome.stage for outcome in first.outcomes]
+    dry = Walk(config.validate(values), runs).dry_run()
+    assert set(actions(dry).values()) == {"reuse"}
+    assert [outcome.stage for outcome in dry] == [outcome.stage for outcome in first.outcomes]
+
+
+def test_every_stage_is_done_in_the_eyes_of_status(searched):
+    runs, _, _, first = searched
+    told = status(runs / "tiny")
+    assert {stage["state"] for stage in told} == {"done"}
+    assert {stage["stage"] for stage in told} == {outcome.stage for outcome in first.outcomes} - {"recipe/finetuned"}
+
+
+def test_another_budget_is_another_search_whichever_room_is_asked_for(searched):
+    runs, values, _, _ = searched
+    other = config.validate(experiment(values_of(values), budget="2500 pairs"))
+    for until in (None, "train", "recipe"):
+        outcomes = {outcome.stage: outcome for outcome in Walk(other, runs).dry_run(until)}
+        assert outcomes["recipe/finetuned"].action == "run"
+        assert outcomes["recipe/finetuned"].why == 'train.finetuned.budget: "2600 pairs" -> "2500 pairs"'
+        assert outcomes.get("train/finetuned", outcomes["recipe/finetuned"]).action == "run"
+        assert "train/finetuned-base" not in outcomes
+
+
+def values_of(values):
+    """Those that `experiment` was made of, as far as it reads them."""
+    other, finetuned = values["train"]["other"], values["train"]["finetuned"]
+    plain = {key: value for key, value in other.items() if key != "mine"}
+    return {**values, "train": {"distilled": {"base": finetuned["base"]}, "finetuned": plain}}
+
+
+def test_what_was_resolved_needs_no_search_and_gives_the_same_weights(searched, tmp_path):
+    runs, _, _, _ = searched
+    resolved = yaml.safe_load((runs / "tiny/resolved.yaml").read_text())
+    assert list(resolved["train"]) == ["finetuned-base", "finetuned", "other"]
+    assert {training["recipe"] for training in resolved["train"].values()} == {None}
+    result = rankwright.run(resolved, runs=tmp_path, until="train")
+    assert "recipe/finetuned" not in actions(result.outcomes)
+    for training in resolved["train"]:
+        assert weights(tmp_path / "tiny", training) == weights(runs / "tiny", training), training
+
+
+def test_until_the_recipe_the_search_alone_is_made_and_what_it_found_is_resolved(searched, tmp_path):
+    runs, values, _, _ = searched
+    copy = shutil.copytree(runs, tmp_path / "runs")
+    shutil.rmtree(copy / "tiny/train")
+    assert list(actions(rankwright.run(values, runs=copy, until="recipe").outcomes)) == [
+        *("data", "retrieve", "recipe/finetuned")
+    ]
+    assert (copy / "tiny/resolved.yaml").read_text() == (runs / "tiny/resolved.yaml").read_text()
+    assert not (copy / "tiny/train").exists()
+
+
+def test_there_is_no_recipe_to_find_where_no_training_asks_for_one(tiny_experiment, tmp_path):
+    with pytest.raises(ConfigError, match="no training asks for a search"):
+        rankwright.run(tiny_experiment, runs=tmp_path, until="recipe")
