@@ -30,7 +30,7 @@ from rankwright.toolbox.metrics import per_query
 PEERS = ("notebook", "flagembedding", "sentence-transformers")
 METRICS = ("ndcg@10", "mrr@10")
 COLLECTIONS: dict[str, dict[str, Any]] = {
-    "seealso": {"data": {"source": "seealso:", "max_queries": {"test": 500}}, "pairs": 16_000, "depth": 30},
+    "seealso": {"data": {"source": "seealso:", "max_queries": {"test": 500}}, "pairs": 24_000, "depth": 30},
     "aan-cite": {"data": {"test": "dev", "dev_share": 0.15}, "pairs": 30_000, "depth": 30},
     "selqa": {"data": {}, "pairs": 8_000, "depth": 20},
     "pubmedqa": {"data": {}, "pairs": 8_000, "depth": 20},
@@ -84,7 +84,7 @@ def _experiment(name: str, seed: int, folder: Path) -> dict[str, Any]:
         "retrieve": {
             "bm25": {"kind": "bm25"},
             "dense": {"kind": "dense"},
-            "hybrid": {"kind": "fuse", "of": ["dense", "bm25"], "method": "tuned"},
+            "hybrid": {"kind": "fuse", "of": ["dense", "bm25"], "method": "tuned", "prior": True},
         },
         "evaluate": {"metrics": list(METRICS)},
         **{"diagnose": None, "verdict": None, "report": None},

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import graphlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,12 +47,14 @@ class Plan:
     `trainings` stand in an order in which each follows its base, and what its mining filters by; `searches` are those
     of them whose recipe is still to be found. `mine_from` gives the retriever that a training's groups are mined from
     and `filters` the reranker whose scores their filter reads, if any; the key MINE stands for the shared section.
-    `arms` maps an arm of the table to its model; `split` is measured, `splits` are all that the data must have.
+    `members` are the retrievers that `rerank_from` fuses. `arms` maps an arm of the table to its model; `split` is
+    measured, `splits` are all that the data must have.
     """
 
     mine_from: dict[str, str]
     filters: dict[str, Model]
     rerank_from: str
+    members: tuple[str, ...]
     trainings: tuple[str, ...]
     searches: tuple[str, ...]
     bases: dict[str, Model]
@@ -75,7 +77,10 @@ class Plan:
         bases = {name: names.base(name) for name in experiment.train}
         rerank = experiment.rerank
         arms = dict(rerank.arms) if rerank and rerank.arms is not None else names.usual_arms() if rerank else {}
-        _check_arms(arms)
+        rerank_from = _retriever(experiment, rerank.candidates if rerank else None, "rerank.candidates")
+        fusion = experiment.retrieve[rerank_from]
+        members = tuple(fusion.of) if isinstance(fusion, FuseRetriever) else ()
+        _check_arms(arms, (*RESERVED, *members))
         merge = experiment.merge
         split = experiment.evaluate.split if experiment.evaluate else "test"
         searches = tuple(name for name, training in experiment.train.items() if training.recipe == "auto")
@@ -94,7 +99,8 @@ class Plan:
                 for place, section in miners.items()
             },
             filters=filters,
-            rerank_from=_retriever(experiment, rerank.candidates if rerank else None, "rerank.candidates"),
+            rerank_from=rerank_from,
+            members=members,
             trainings=_in_order(bases, filters),
             searches=searches,
             bases=bases,
@@ -205,9 +211,9 @@ def _examined(experiment: Experiment, arms: list[str]) -> str | None:
     return "finetuned" if "finetuned" in arms else (trained or arms)[-1]
 
 
-def _check_arms(arms: Iterable[str]) -> None:
+def _check_arms(arms: Iterable[str], taken: Sequence[str]) -> None:
     for arm in arms:
-        if arm in RESERVED or arm.endswith(BLENDED):
+        if arm in taken or arm.endswith(BLENDED):
             raise ConfigError(f"rerank.arms: {arm!r} is a column that rankwright makes itself; use another name")
 
 

@@ -84,7 +84,16 @@ class FuseRetriever(Section):
     )
     rrf_k: int = Field(60, ge=1, description="the constant of reciprocal rank fusion")
     weights: list[float] | None = Field(None, description="one a retriever, for weighted")
+    prior: bool = Field(
+        False, description="tuned only: also weigh how often a document is relevant to (other) training queries"
+    )
     depth: int = Field(100, ge=1, description="candidates a query")
+
+    @model_validator(mode="after")
+    def _prior_is_tuned(self) -> FuseRetriever:
+        if self.prior and (self.method != "tuned" or "prior" in self.of):
+            raise ValueError("prior needs method: tuned, and no retriever of that name: dev must say what it is worth")
+        return self
 
     @model_validator(mode="after")
     def _one_weight_each(self) -> FuseRetriever:

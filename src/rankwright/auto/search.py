@@ -34,13 +34,16 @@ from rankwright.workspace import write_text
 
 CONFIDENCE = 0.9
 """Of the paired interval that a rival must be above: 95% one-sided."""
-SMALLEST = 1500
-"""Pairs below which a training says nothing about a longer one."""
+SMALLEST, WORTHWHILE = 1000, 3000
+"""Pairs below which a trial says nothing about a longer training; and those from which on more rivals say more."""
 DISTILL_SHARE, DISTILL_MOST = 0.15, 10_000
 """What a plain encoder's distillation may take of the budget, and how many pairs are enough."""
 MOST_EPOCHS = 4.0
 """Times that the last training sees each group, at most."""
-_DEV_SHARE = 0.25
+ASK_SHARE = 0.04
+"""Of the search's share that one scoring of the dev queries may cost."""
+FEW = 4
+"""Recipes that are enough while trials are small, the first one counted."""
 _AGAIN = {"drop_above": 0.95, "filter_against": "max"}
 _RESAMPLES = 2000
 
@@ -121,7 +124,7 @@ class _Search:
         self.facts = Facts.of(case.collection, case.runs[case.served])
         self.table: list[dict[str, Any]] = []
         self.reasons: list[str] = []
-        whole = DevSet.of(case.collection, case.dev, DevSection(queries=200, depth=min(30, case.depth), watch="served"))
+        whole = DevSet.of(case.collection, case.dev, DevSection(queries=300, depth=_watched(case), watch="served"))
         self.purse = self._purse(whole)
         self.dev = self._affordable(whole)
         self.trials = Trials(
@@ -172,8 +175,7 @@ class _Search:
             ConfigError: the budget does not pay for one dev query.
         """
         each = len(whole.pairs) / max(len(whole.qrels), 1) / PASSES
-        rounds = 6  # a base, a few rivals
-        most = self.purse.total * SEARCH_SHARE * _DEV_SHARE / (each * rounds)
+        most = self.purse.total * SEARCH_SHARE * ASK_SHARE / each
         # Each base is asked once, and the last training watches a few times: half of the share at most.
         fewest = min(30, self.purse.total * SEARCH_SHARE * 0.5 / (each * (len(self._bases()) + 4)))
         queries = int(max(fewest, min(len(whole.qrels), most)))
@@ -183,7 +185,7 @@ class _Search:
         return DevSet.of(
             self.case.collection,
             self.case.dev,
-            DevSection(queries=queries, depth=min(30, self.case.depth), watch="served"),
+            DevSection(queries=queries, depth=_watched(self.case), watch="served"),
         )
 
     def _bases(self) -> list[str]:
@@ -231,11 +233,9 @@ class _Search:
     def _halve(self, start: Recipe, base: _Base) -> tuple[Recipe, Path | None]:
         """The first recipe against as many rivals as the purse can pay for."""
         everyone = [start, *rivals(start, self.facts, self.section)]
-        each = self._trial_pairs(start)
-        counts = range(2, len(everyone) + 1)
-        count = max((count for count in counts if self._rungs(count, each) <= self.purse.left), default=0)
+        count, each = self._enter(start, len(everyone))
         if not count:
-            left, least = max(0.0, self.purse.left), self._rungs(2, each)
+            left, least = max(0.0, self.purse.left), self._rungs(2, SMALLEST)
             what = f"a rival would take {least:,.0f} pairs, and the search has {left:,.0f} left"
             self.reasons.append(f"recipe: {start.name}; the budget pays for no rival: {what}")
             return start, None
@@ -298,12 +298,25 @@ class _Search:
         self.reasons.append(f"recipe: {chosen.name} ({why}; {what})")
         return chosen, large[chosen.name][1]
 
-    def _trial_pairs(self, start: Recipe) -> int:
-        """Pairs of a first-rung trial: an eighth of what is left, within an epoch, in whole steps."""
+    def _enter(self, start: Recipe, everyone: int) -> tuple[int, int]:
+        """How many recipes enter, the first one counted, and with how many pairs each; (0, 0) where two are too dear.
+
+        First a few, with trials that grow with the purse; from WORTHWHILE pairs on, more of them.
+        """
         groups = self.trials.groups(start.mine)
         epoch = count_pairs(groups, start.training.sample)
         step = epoch / epoch_steps(len(groups), start.training)
-        return int(max(1, round(max(SMALLEST, min(self.purse.left / 8, epoch)) / step)) * step)
+        asked, most = len(self.dev.pairs) / PASSES, MOST_EPOCHS / 2 * epoch
+
+        def each(count: int) -> int:
+            goes_on = 1 + _goes_on(count)
+            pairs = (self.purse.left - asked * (count + goes_on)) / (count + 2 * goes_on)
+            return int(int(min(pairs, most) / step) * step)
+
+        for count in range(everyone, 1, -1):
+            if each(count) >= (min(WORTHWHILE, most - step) if count > FEW else min(SMALLEST, most / 2)):
+                return count, each(count)
+        return 0, 0
 
     def _row(self, result: Result, against: Any, name: str, note: str = "") -> None:
         gains = result.array() - np.asarray(against)
@@ -372,7 +385,7 @@ class _Search:
         epochs = max(1.0, pairs / count_pairs(groups, chosen.training.sample))
         dev = DevSection(
             queries=len(self.dev.qrels),
-            depth=min(30, self.case.depth),
+            depth=_watched(self.case),
             watch="served",
             evaluations=max(1, round(evaluations / epochs)),
             patience=None,
@@ -394,6 +407,11 @@ class _Search:
 def _plain(recipe: Recipe, base: str, **more: Any) -> dict[str, Any]:
     values = recipe.training.model_dump(mode="json", exclude={"recipe", "budget", "bases", "mine", "base"})
     return {"base": base, "mine": recipe.mine.model_dump(mode="json"), **values, **more}
+
+
+def _watched(case: Case) -> int:
+    """Candidates a dev query: as deep as is served, but no deeper than tells recipes apart."""
+    return min(20, case.depth)
 
 
 def _goes_on(count: int) -> int:

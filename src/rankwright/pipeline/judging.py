@@ -143,7 +143,12 @@ class Judging:
         return told
 
     def _fusion(self, out: Path, qrels: Qrels, metric: str) -> dict[str, Any] | None:
-        """Tuned fusion of all plain retrievers: what a reranker must beat where there are several."""
+        """Tuned fusion of all plain retrievers: what a reranker must beat where there are several.
+
+        None where the candidates are a fusion already: then that is retrieval, and it is the one to beat.
+        """
+        if self.site.plan.members:
+            return None
         names = [name for name, retriever in self.site.experiment.retrieve.items() if retriever.kind != "fuse"]
         tuned = fuse({name: self.site.boxes.candidates(name, "dev") for name in names}, qrels, metric)
         if tuned is None:
@@ -200,9 +205,10 @@ class Judging:
         return [f"{len(evaluation.queries):,} {section.split} queries, {len(runs)} arms"]
 
     def _runs(self) -> dict[str, Run]:
-        """Retrieval, fusions of retrievers, the arms, the arms blended."""
+        """Retrieval, what it fuses, fusions of retrievers, the arms, the arms blended."""
         split = self.site.plan.split
         runs = {RETRIEVAL: self.site.boxes.candidates(self.site.plan.rerank_from, split)}
+        runs |= {name: self.site.boxes.candidates(name, split) for name in self.site.plan.members}
         chosen = self._choices()
         if chosen["fusion"]:
             runs |= {name: self.site.boxes.blended(name, split) for name in (RRF, FUSED)}
@@ -368,6 +374,7 @@ class Judging:
             depth=self.site.experiment.rerank.depth if self.site.experiment.rerank else None,
             recipes=self._recipes(),
             seconds={name: float(stage["seconds"]) for name, stage in done.items() if stage},
+            retrievers=(RRF, FUSED, *self.site.plan.members),
             examples=section.examples,
         )
         write_text(out / "index.html", report(view))

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from rankwright.core import SPLITS, Collection, Run
 from rankwright.errors import ConfigError, DataError, problems_error
 from rankwright.sections import Bm25Retriever, DenseRetriever, FuseRetriever, ImportRetriever, Retriever
-from rankwright.toolbox import fuse
+from rankwright.toolbox import fuse, prior
 from rankwright.toolbox.progress import bar, say
 from rankwright.toolbox.tuned import Chosen, Members, PairScorer, Tuned, choose_weights
 
@@ -283,6 +283,8 @@ def _tuned(
 ) -> tuple[Tuned, Chosen]:
     """The fusion with its weights chosen on dev, from its members' runs: the same each time."""
     scorers = {one: pair_scorer(collection, one, section, context, runs) for one in retriever.of}
+    if retriever.prior:
+        scorers[prior.NAME] = prior.prior_scorer(collection.qrels.get("train", {}))
     members = Members(scorers, {one: runs[one] for one in retriever.of})
     chosen = choose_weights(members, collection.qrels["dev"], collection.queries)
     return Tuned(members, chosen.weights), chosen

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from rankwright.core import Qrels, Run, relevant, text_id
 from rankwright.errors import DataError
+from rankwright.toolbox import stats
 from rankwright.toolbox.fuse import Scale, scale, simplex, standardised
 from rankwright.toolbox.lists import Lists
 from rankwright.toolbox.metrics import label
@@ -33,7 +34,11 @@ _PAIRS = 1 << 20  # pairs scored together, or little more: a long run in little 
 
 @dataclass(frozen=True)
 class Members:
-    """What is fused: each retriever's scorer of pairs, and its runs (retriever -> split -> run)."""
+    """What is fused: each retriever's scorer of pairs, and its runs (retriever -> split -> run).
+
+    A scorer without a run (a document prior) finds nothing, and has one scale for all queries: that of its scores of
+    what the others found for dev.
+    """
 
     scorers: Mapping[str, PairScorer]
     runs: Mapping[str, Mapping[str, Run]]
@@ -41,7 +46,7 @@ class Members:
     def found(self, split: str) -> Run:
         """What any member found for the split's queries, all at score 0: so in the order of document ids."""
         found: dict[str, dict[str, float]] = {}
-        for name in self.scorers:
+        for name in self.runs:
             for query, hits in self.runs[name][split].rankings.items():
                 found.setdefault(query, {}).update((document, 0.0) for document, _ in hits)
         return Run.from_scores(found)
@@ -49,9 +54,20 @@ class Members:
     def standardised(self, pairs: Pairs) -> list[Values]:
         """Each member's scores of the pairs, in standard deviations from its own mean: float64 (pairs,) each."""
         return [
-            standardised(scorer(pairs), [self._scales[name].get(query, _NOTHING) for query, _ in pairs])
+            standardised(scorer(pairs), self._scales_of(name, [query for query, _ in pairs]))
             for name, scorer in self.scorers.items()
         ]
+
+    def _scales_of(self, name: str, queries: Sequence[str]) -> list[Scale]:
+        if name in self.runs:
+            return [self._scales[name].get(query, _NOTHING) for query in queries]
+        return [self._common[name]] * len(queries)
+
+    @cached_property
+    def _common(self) -> dict[str, Scale]:
+        found = self.found("dev")
+        pairs = [(query, document) for query in found.rankings for document in found.documents(query)]
+        return {name: scale(scorer(pairs).tolist()) for name, scorer in self.scorers.items() if name not in self.runs}
 
     @cached_property
     def _scales(self) -> dict[str, dict[str, Scale]]:
@@ -61,7 +77,7 @@ class Members:
                 for run in self.runs[name].values()
                 for query, hits in run.rankings.items()
             }
-            for name in self.scorers
+            for name in self.runs
         }
 
 
@@ -108,7 +124,8 @@ class Tuned:
 def choose_weights(members: Members, qrels: Qrels, texts: Mapping[str, str]) -> Chosen:
     """The weights with the best mean nDCG@10 on a sample of dev: `qrels` are dev's, `texts` its queries' texts.
 
-    Weights sum to 1 in steps of 0.1 (of more than five members, 0.2); of equals the most even, then the first.
+    Weights sum to 1 in steps of 0.1 (of more than five members, 0.2); of equals the most even, then the first. A scorer
+    without a run gets a weight only where the paired 95% interval of its gain on dev lies above 0.
 
     Raises:
         DataError: no dev query has a relevant document.
@@ -121,12 +138,26 @@ def choose_weights(members: Members, qrels: Qrels, texts: Mapping[str, str]) -> 
     parts = members.standardised(pairs)
     there = ~np.isnan(lists.retrieved)
     grid = simplex(len(parts), 10 if len(parts) <= _FEW else 5)
+    values = {weights: _values(lists, there, _mixed(parts, weights)) for weights in grid}
     # Rounded, so that a mean's last bits do not decide between equals.
-    means = {weights: round(_mean(lists, there, _mixed(parts, weights)), 12) for weights in grid}
-    best = min(means, key=lambda weights: (-means[weights], round(sum(weight**2 for weight in weights), 12)))
+    means = {weights: round(float(each.mean()), 12) for weights, each in values.items()}
+    best = _best(means)
+    bare = [place for place, name in enumerate(members.scorers) if name not in members.runs]
+    plain = _best({weights: mean for weights, mean in means.items() if not any(weights[place] for place in bare)})
+    if not _beyond_noise(values[best] - values[plain]):
+        best = plain
     names = list(members.scorers)
     alone = {name: means[tuple(float(other == name) for other in names)] for name in names}
     return Chosen(dict(zip(names, best, strict=True)), len(lists.queries), alone, means[best])
+
+
+def _best(means: Mapping[tuple[float, ...], float]) -> tuple[float, ...]:
+    return min(means, key=lambda weights: (-means[weights], round(sum(weight**2 for weight in weights), 12)))
+
+
+def _beyond_noise(gains: Values) -> bool:
+    low, _ = stats.paired_bootstrap(gains, resamples=2000, confidence=0.95, rng=np.random.default_rng(0))
+    return bool(low > 0)
 
 
 def _sample(qrels: Qrels, texts: Mapping[str, str]) -> Qrels:
@@ -136,11 +167,11 @@ def _sample(qrels: Qrels, texts: Mapping[str, str]) -> Qrels:
     return {query: qrels[query] for query in drawn}
 
 
-def _mean(lists: Lists, there: NDArray[np.bool_], scores: Scores) -> float:
+def _values(lists: Lists, there: NDArray[np.bool_], scores: Scores) -> Values:
     table = np.full(there.shape, -np.inf, dtype=np.float32)
     table[there] = scores  # row by row, as the pairs are
     # Columns stand in the order of ids, so that a stable sort breaks ties as a Run does.
-    return float(lists.measure(np.argsort(-table, axis=1, kind="stable"), METRIC).mean())
+    return lists.measure(np.argsort(-table, axis=1, kind="stable"), METRIC)
 
 
 def _mixed(parts: Sequence[Values], weights: Sequence[float]) -> Scores:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rankwright.errors import ConfigError
-from rankwright.rooms.report.view import BLEND, FUSED, ReportView, compared
+from rankwright.rooms.report.view import BLEND, ReportView, compared
 from rankwright.toolbox import charts, metrics
 from rankwright.toolbox.charts import Average, Line, Measured, Plot, Step
 from rankwright.toolbox.table import Table, arm_name, interval
@@ -226,7 +226,7 @@ def _nearest(values: Sequence[float], wanted: float) -> int:
 
 def distributions(view: ReportView) -> list[tuple[str, Plot]]:
     """Scores of the relevant candidates and of the others, for each arm that a reranker made."""
-    arms = [arm for arm in compared(view) if not arm.endswith(BLEND) and arm not in FUSED]
+    arms = [arm for arm in compared(view) if not arm.endswith(BLEND) and arm not in view.retrievers]
     found = []
     for arm in arms:
         split: tuple[list[float], list[float]] = ([], [])

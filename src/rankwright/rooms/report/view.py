@@ -13,7 +13,6 @@ from rankwright.core import Qrels, Run
 from rankwright.toolbox.table import Table
 
 BLEND = "-blend"
-FUSED = ("rrf", "fused")  # arms that no reranker made
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,8 @@ class ReportView:
     What was decided and why, each as its JSON: `verdict` (word, lines, arm, weight, depth), `findings` (those that
     fire first), `ladder` (metric, gap, rungs, residual, closed_pool, skipped), and `blends`, which maps an arm to
     what dev chose for it and the grid behind that. So many candidates as `depth` have a reranker's score (None: all).
-    `recipes` maps a training to what the search for its recipe tried and found (recipe.json).
+    `retrievers` are arms of the table that no reranker made. `recipes` maps a training to what the search for its
+    recipe tried and found (recipe.json).
     """
 
     title: str
@@ -46,6 +46,7 @@ class ReportView:
     ladder: Mapping[str, Any] | None = None
     blends: Mapping[str, Any] = field(default_factory=dict)
     depth: int | None = None
+    retrievers: Sequence[str] = ("rrf", "fused")
     recipes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
@@ -57,7 +58,7 @@ def compared(view: ReportView) -> list[str]:
 def shown_arm(view: ReportView) -> str | None:
     """The verdict's arm, or fine-tuned, or the last that a training made, or the last; blended, if it is that too."""
     arms = compared(view)
-    own = [arm for arm in arms if not arm.endswith(BLEND) and arm not in FUSED]
+    own = [arm for arm in arms if not arm.endswith(BLEND) and arm not in view.retrievers]
     trained = [arm for arm in own if arm in view.trainings]
     arm = "finetuned" if "finetuned" in own else next(reversed(trained or own or arms), None)
     told = (view.verdict or {}).get("arm")
