@@ -34,10 +34,11 @@ data:
 
 retrieve:
   # The candidates that you really serve. `model` is a sentence-transformers model: a hub id or a folder. `offline` is
-  # all-MiniLM-L6-v2, which is installed with rankwright. Dev chooses how much of each the fusion takes.
+  # all-MiniLM-L6-v2, which is installed with rankwright. Dev chooses how much of each the fusion takes, and whether a
+  # prior joins it: how often a document is relevant to training queries.
   dense: {{kind: dense, model: offline, depth: 100}}
   bm25: {{kind: bm25, depth: 100}}
-  hybrid: {{kind: fuse, of: [dense, bm25], method: tuned}}
+  hybrid: {{kind: fuse, of: [dense, bm25], method: tuned, prior: true}}
   # mine_own: {{kind: import, runs: {{train: train.run, dev: dev.run, test: test.run}}}}   # TREC runs of any engine
 
 train:
