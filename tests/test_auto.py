@@ -14,7 +14,9 @@ import yaml
 import rankwright
 from rankwright import config
 from rankwright.auto import Case, search
+from rankwright.auto.pool import Pool
 from rankwright.auto.purse import SEARCH_SHARE, purse
+from rankwright.auto.recipes import Facts, first, rivals
 from rankwright.core import Collection, Run
 from rankwright.errors import ConfigError, DataError, ModelError
 from rankwright.pipeline import Walk, status
@@ -417,3 +419,55 @@ def test_until_the_recipe_the_search_alone_is_made_and_what_it_found_is_resolved
 def test_there_is_no_recipe_to_find_where_no_training_asks_for_one(tiny_experiment, tmp_path):
     with pytest.raises(ConfigError, match="no training asks for a search"):
         rankwright.run(tiny_experiment, runs=tmp_path, until="recipe")
+
+
+# ------------------------------------------------------------------------------------------------------- several bases
+
+
+def labels_of(case):
+    """The texts of dev's relevant pairs."""
+    return {
+        (case.collection.queries[query], case.collection.documents[document])
+        for query, found in case.collection.qrels["dev"].items()
+        for document in found
+    }
+
+
+def test_of_several_bases_the_one_that_serves_better_beyond_noise_is_trained(untrained, tmp_path):
+    wanted = labels_of(made_case())
+
+    def score(model, pairs):
+        knows = model.name == "reranker2"
+        return np.array([float(knows and pair in wanted) for pair in pairs], dtype=np.float32)
+
+    section = auto(budget="20000 pairs", bases=["reranker", "reranker2"])
+    found = search(made_case(score), "one", section, tmp_path)
+    assert found.trainings["one"]["base"] == "reranker2"
+    assert any(reason.startswith("base: reranker2, above those") for reason in found.reasons)
+    assert [row["note"].startswith("MAP") for row in found.table[:2]] == [True, True]
+
+
+def test_of_equal_bases_the_first_named_stays(untrained, tmp_path):
+    section = auto(budget="20000 pairs", bases=["reranker", "reranker2"])
+    found = search(made_case(), "one", section, tmp_path)
+    assert found.trainings["one"]["base"] == "reranker"
+    assert "base: reranker, the first named" in found.reasons
+
+
+def test_closed_pools_hold_relevant_judged_and_random_documents_and_tell_an_order():
+    case = made_case()
+    pool = Pool.of(case.collection, list(case.collection.qrels["dev"]), seed=0)
+    wanted = labels_of(case)
+    assert pool.values(lambda pairs: np.array([float(pair in wanted) for pair in pairs])) == pytest.approx(1.0)
+    backwards = pool.values(lambda pairs: np.array([-float(pair in wanted) for pair in pairs]))
+    assert backwards.max() < 0.5
+    assert all(len({document for one, document in pool.ids if one == query}) > 2 for query in pool.qrels)
+
+
+def test_graded_labels_and_other_retrievers_have_rivals_of_their_own():
+    facts = Facts(spread=1.0, symmetric=False, graded=True)
+    start = first("hybrid", facts, auto(), 1e-4)
+    names = [one.name for one in rivals(start, facts, auto(), {"dense": 0.06})]
+    assert names.index("mixed, lambda, kl 1") == 1
+    (dense,) = [one for one in rivals(start, facts, auto(), {"dense": 0.06}) if one.name == "mixed from dense, kl 1"]
+    assert (dense.mine.candidates, dense.training.kl_temperature) == ("dense", 0.06)

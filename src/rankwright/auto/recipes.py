@@ -10,7 +10,7 @@ being pushed down.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,23 +46,23 @@ class Facts:
     """What the recipes depend on, read from train alone.
 
     `spread` is the median over queries of the standard deviation of the teacher's scores of a query's candidates, in
-    the teacher's unit; `symmetric` says that queries and documents are texts of one kind.
+    the teacher's unit; `symmetric` says that queries and documents are texts of one kind, `graded` that labels tell
+    more than relevant or not.
     """
 
     spread: float
     symmetric: bool
-    positives: float
+    graded: bool
 
     @classmethod
     def of(cls, collection: Collection, run: Run) -> Facts:
         """Facts of a collection and of the teacher's run for its training queries."""
         spreads = [np.std([score for _, score in hits]) for hits in run.rankings.values() if len(hits) > 1]
-        qrels = collection.qrels["train"]
-        positives = [sum(grade > 0 for grade in grades.values()) for grades in qrels.values()]
+        grades = {grade for labels in collection.qrels["train"].values() for grade in labels.values() if grade > 0}
         return cls(
             spread=max(float(np.median(spreads)) if spreads else 1.0, 1e-6),
             symmetric=_symmetric(collection),
-            positives=float(np.mean(positives)),
+            graded=len(grades) > 1,
         )
 
 
@@ -83,10 +83,11 @@ def distillation(candidates: str, facts: Facts, given: Training, rate: float) ->
     return Recipe("distilled", "no labels: the retriever's own order", mine, _with(given, training, forced=True))
 
 
-def rivals(start: Recipe, facts: Facts, given: Training) -> list[Recipe]:
+def rivals(start: Recipe, facts: Facts, given: Training, others: Mapping[str, float] | None = None) -> list[Recipe]:
     """What else may be right, the likeliest first: a small purse tries only the first of them.
 
-    None that would change a key that the user has written.
+    None that would change a key that the user has written. `others` are retrievers beside the served one, with the
+    spread of their scores: one of them alone may give better negatives, and another order to hold on to.
     """
     rate = start.training.learning_rate
     found = [
@@ -101,6 +102,14 @@ def rivals(start: Recipe, facts: Facts, given: Training) -> list[Recipe]:
         start.but("mixed, lambda, kl 1", "the top ranks, and graded labels", loss={"lambda": 1.0, "kl": 1.0}),
         start.but("mixed, bce, kl 1", "one threshold for all queries", loss={"bce": 1.0, "kl": 1.0}),
     ]
+    found += [
+        start.but(
+            f"mixed from {name}, kl 1", "another retriever's negatives", {"candidates": name}, kl_temperature=spread
+        )
+        for name, spread in (others or {}).items()
+    ]
+    if facts.graded:
+        found.insert(1, found.pop([one.name for one in found].index("mixed, lambda, kl 1")))
     if facts.symmetric:
         found.insert(1, start.but("mixed, kl 1, both orders", "a pair means the same either way", both_orders=True))
     fixed = given.model_fields_set & set(start.training.model_dump()) - _SEARCHED

@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from rankwright.auto.pool import Pool
 from rankwright.auto.purse import PASSES, SEARCH_SHARE, Purse, purse, training_pairs_per_second
 from rankwright.auto.recipes import Facts, Recipe, distillation, first, rivals
 from rankwright.auto.trials import Result, Trials
@@ -197,16 +199,31 @@ class _Search:
         """Each base as it would be served before any label is seen; a plain encoder is distilled first."""
         found = [self._tried(reference) for reference in self._bases()]
         before = self.dev.choose(lambda pairs: np.zeros(len(pairs), dtype=np.float32))[1]
-        for one in found:
-            self._row(one.result, before, f"base {one.reference}")
-        best = found[0]
-        for other in found[1:]:
-            if _beyond(other.result.array() - best.result.array(), self.case.seed)[0] > 0:
-                best = other
-        if len(found) > 1:
-            why = "the first named" if best is found[0] else "above those named before it beyond dev's noise"
-            self.reasons.append(f"base: {best.reference}, {why}")
-        return best
+        pools = self._pools(found) if len(found) > 1 else [None]
+        for one, pool in zip(found, pools, strict=True):
+            note = "" if pool is None else f"MAP {float(pool.mean()):.4f} on closed pools"
+            self._row(one.result, before, f"base {one.reference}", note)
+        if len(found) == 1:
+            return found[0]
+        best, why = 0, "the first named"
+        for other in range(1, len(found)):
+            served = _beyond(found[other].result.array() - found[best].result.array(), self.case.seed)
+            mine, theirs = pools[other], pools[best]
+            knows = mine is not None and theirs is not None and _beyond(mine - theirs, self.case.seed)[0] > 0
+            if served[0] > 0:
+                best, why = other, "above those named before it, served, beyond dev's noise"
+            elif knows and served[1] >= 0:
+                best, why = other, "it knows the task better (closed pools), and serves no worse"
+        self.reasons.append(f"base: {found[best].reference}, {why}")
+        return found[best]
+
+    def _pools(self, bases: list[_Base]) -> list[NDArray[np.float64] | None]:
+        """Each base's average precision on closed pools of the dev queries, where the purse still pays for it."""
+        pool = Pool.of(self.case.collection, list(self.dev.qrels), self.case.seed)
+        if len(bases) * len(pool.pairs) / PASSES > self.purse.left / 2:
+            return [None for _ in bases]
+        self.purse.pay(scored=len(bases) * len(pool.pairs))
+        return [pool.values(self.case.scores_of(one.model)) for one in bases]
 
     def _tried(self, reference: str) -> _Base:
         folder = locate(reference)
@@ -232,7 +249,7 @@ class _Search:
 
     def _halve(self, start: Recipe, base: _Base) -> tuple[Recipe, Path | None]:
         """The first recipe against as many rivals as the purse can pay for."""
-        everyone = [start, *rivals(start, self.facts, self.section)]
+        everyone = [start, *rivals(start, self.facts, self.section, self._others())]
         count, each = self._enter(start, len(everyone))
         if not count:
             left, least = max(0.0, self.purse.left), self._rungs(2, SMALLEST)
@@ -247,6 +264,14 @@ class _Search:
             note = "" if recipe in (start, *best) else "dropped"
             self._row(small[recipe.name], small[start.name].array(), recipe.name, note)
         return self._final(start, best, base, 2 * each)
+
+    def _others(self) -> dict[str, float]:
+        """The retrievers beside the served one, and how far their scores spread."""
+        return {
+            name: Facts.of(self.case.collection, run).spread
+            for name, run in self.case.runs.items()
+            if name != self.case.served
+        }
 
     def _rungs(self, count: int, each: int) -> float:
         """What two rungs cost: so many trainings of `each` pairs, then some of them of twice that; dev asked each."""
@@ -314,7 +339,7 @@ class _Search:
             return int(int(min(pairs, most) / step) * step)
 
         for count in range(everyone, 1, -1):
-            if each(count) >= (min(WORTHWHILE, most - step) if count > FEW else min(SMALLEST, most / 2)):
+            if each(count) >= min(WORTHWHILE if count > FEW else SMALLEST, most / 2) - step:
                 return count, each(count)
         return 0, 0
 
