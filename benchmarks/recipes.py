@@ -32,11 +32,11 @@ METRICS = ("ndcg@10", "mrr@10")
 COLLECTIONS: dict[str, dict[str, Any]] = {
     "seealso": {"data": {"source": "seealso:", "max_queries": {"test": 500}}, "pairs": 24_000, "depth": 30},
     "aan-cite": {"data": {"test": "dev", "dev_share": 0.15}, "pairs": 30_000, "depth": 30},
-    "selqa": {"data": {}, "pairs": 8_000, "depth": 20},
-    "pubmedqa": {"data": {}, "pairs": 8_000, "depth": 20},
-    "scifact": {"data": {"dev_share": 0.2, "leaks": "drop"}, "pairs": 5_000, "depth": 20},
-    "cranfield": {"data": {}, "pairs": 5_000, "depth": 20},
-    "xquad-zh": {"data": {"leaks": "report"}, "pairs": 4_000, "depth": 20},
+    "selqa": {"data": {}, "pairs": 6_000, "depth": 20},
+    "pubmedqa": {"data": {}, "pairs": 6_000, "depth": 20},
+    "scifact": {"data": {"dev_share": 0.2, "leaks": "drop"}, "pairs": 4_000, "depth": 20},
+    "cranfield": {"data": {}, "pairs": 3_000, "depth": 20},
+    "xquad-zh": {"data": {"leaks": "report"}, "pairs": 3_000, "depth": 20},
 }
 LENGTH = 128
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,23 +15,26 @@ import yaml
 
 import rankwright
 from rankwright import config
-from rankwright.auto import Case, search
+from rankwright.auto import Case, forget, search, training_key
 from rankwright.auto.pool import Pool
 from rankwright.auto.purse import SEARCH_SHARE, purse
 from rankwright.auto.recipes import Facts, first, rivals
+from rankwright.auto.record import beyond
 from rankwright.core import Collection, Run
 from rankwright.errors import ConfigError, DataError, ModelError
 from rankwright.pipeline import Walk, status
 from rankwright.plan import Model, Plan, unfolded
 from rankwright.sections import Training
+from rankwright.toolbox.schedule import PASSES, Schedule
 
+basing = importlib.import_module("rankwright.auto.bases")
 searching = importlib.import_module("rankwright.auto.search")  # the package's `search` is the function
 trying = importlib.import_module("rankwright.auto.trials")
 
 # ------------------------------------------------------------------------------------- the search, without any training
 
 
-def made_case(score=lambda model, pairs: np.zeros(len(pairs), dtype=np.float32)):
+def made_case(score=lambda model, pairs: np.zeros(len(pairs), dtype=np.float32), **changed):
     """40 queries to train on and 40 of dev, each with 30 candidates, two of them relevant."""
     rng = np.random.default_rng(0)
     documents = {f"d{number}": f"text {number}" for number in range(100)}
@@ -47,15 +52,22 @@ def made_case(score=lambda model, pairs: np.zeros(len(pairs), dtype=np.float32))
         for split in ("train", "dev")
     }
     known = {**scores}
+    collection = Collection(documents, queries, qrels)
+
+    def filter_of(model):
+        return lambda pairs: score(model, [(queries[query], documents[document]) for query, document in pairs])
+
     return Case(
-        collection=Collection(documents, queries, qrels),
+        collection=collection,
         runs={"dense": runs["train"]},
         dev=runs["dev"],
         served="dense",
         scorer=lambda name: lambda pairs: np.array([known[query].get(document, -9.0) for query, document in pairs]),
         scores_of=lambda model: lambda pairs: score(model, pairs),
+        filter_of=filter_of,
         depth=30,
         seed=0,
+        **changed,
     )
 
 
@@ -70,9 +82,9 @@ def untrained(monkeypatch):
 
     monkeypatch.setattr(trying, "train", train)
     monkeypatch.setattr(trying, "fingerprint", str)
-    monkeypatch.setattr(searching, "fingerprint", lambda folder: f"finger{folder}")
-    monkeypatch.setattr(searching, "locate", Path)
-    monkeypatch.setattr(searching, "has_head", lambda folder: folder.name.startswith("reranker"))
+    monkeypatch.setattr(basing, "fingerprint", lambda folder: f"finger{folder}")
+    monkeypatch.setattr(basing, "locate", Path)
+    monkeypatch.setattr(basing, "has_head", lambda folder: folder.name.startswith("reranker"))
     return made
 
 
@@ -113,7 +125,7 @@ def test_a_budget_that_does_not_pay_for_one_dev_query_is_refused(untrained, tmp_
 
 def test_without_a_better_rival_the_first_recipe_stays(untrained, tmp_path):
     found = search(made_case(), "one", auto(budget="100000 pairs", base="reranker"), tmp_path)
-    assert any(reason.startswith("recipe: mixed, kl 1 (the first stays") for reason in found.reasons)
+    assert any(reason.startswith("recipe: mixed, listwise + kl (the first stays") for reason in found.reasons)
     assert found.trainings["one"]["loss"] == {"listwise": 1.0, "kl": 1.0}
     assert found.trainings["one"]["base"] == "reranker"
 
@@ -137,7 +149,7 @@ def test_a_rival_that_is_better_beyond_the_noise_is_chosen(untrained, tmp_path):
     case = made_case(score)
     found = search(case, "one", auto(budget="100000 pairs", base="reranker"), tmp_path)
     assert found.trainings["one"]["loss"] == better["loss"]
-    assert any(reason.startswith("recipe: mixed, kl 3 (") for reason in found.reasons)
+    assert any(reason.startswith("recipe: kl 3 (") for reason in found.reasons)
     (chosen,) = [row for row in found.table if row["note"] == "chosen" and "second" not in row["name"]]
     assert chosen["low"] > 0
 
@@ -188,18 +200,19 @@ def test_a_rival_that_cannot_be_trained_is_dropped_and_the_reason_told(untrained
     error = ModelError("the weights are not finite any more")
     monkeypatch.setattr(trying, "train", failing(error, lambda section: section.loss == {"listwise": 1.0}, []))
     found = search(made_case(), "one", auto(budget="100000 pairs", base="reranker"), tmp_path)
-    (row,) = [row for row in found.table if row["name"] == "mixed, no kl"]
+    (row,) = [row for row in found.table if row["name"] == "no kl"]
     assert row["note"] == "dropped: the weights are not finite any more"
-    assert row["mean"] == 0
+    assert [row[key] for key in ("mean", "weight", "gain", "low", "high")] == [None] * 5
     assert "one" in found.trainings
-    assert "not finite" in "\n".join(found.lines())
+    (line,) = [line for line in found.lines() if "not finite" in line]
+    assert line.split()[:5] == ["no", "kl", f"{row['pairs']:,}", "–", "–"]
 
 
 def test_when_every_rival_fails_the_first_recipe_stays(untrained, monkeypatch, tmp_path):
     seen = []
     monkeypatch.setattr(trying, "train", failing(ModelError("no"), lambda section: bool(seen), seen))
     found = search(made_case(), "one", auto(budget="30000 pairs", base="reranker"), tmp_path)
-    assert "recipe: mixed, kl 1; no rival could be trained" in found.reasons
+    assert "recipe: mixed, listwise + kl; no rival could be trained" in found.reasons
     assert "one" in found.trainings
 
 
@@ -211,7 +224,7 @@ def test_when_the_first_recipe_fails_so_does_the_search(untrained, monkeypatch, 
 
 
 def test_keys_that_are_written_beside_the_word_are_in_every_training(untrained, tmp_path):
-    section = auto(budget="100000 pairs", base="encoder", loss={"listwise": 1.0}, batch=3, average=2, max_length=99)
+    section = auto(budget="100000 pairs", base="encoder", loss={"listwise": 1.0}, batch=3, max_length=99)
     found = search(made_case(), "one", section, tmp_path)
     losses = [training.loss for _, training in untrained if training.groups == "labelled"]
     assert losses
@@ -224,15 +237,17 @@ def test_keys_that_are_written_beside_the_word_are_in_every_training(untrained, 
 
 def test_a_second_search_in_the_same_folder_trains_nothing_and_finds_the_same(untrained, tmp_path):
     case, section = made_case(), auto(budget="60000 pairs", base="encoder")
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(trying.Trials, "forget", lambda self, but: None)  # as if killed just before
-        first = search(case, "one", section, tmp_path)
+    first = search(case, "one", section, tmp_path)
     count = len(untrained)
     assert count > 3
     second = search(case, "one", section, tmp_path)
     assert len(untrained) == count
     assert second == first
-    assert len(list(tmp_path.rglob("model"))) == 1, "only the distilled base is needed any more"
+    forget(tmp_path, but=second.kept)
+    (kept,) = tmp_path.rglob("model")
+    assert kept.parent.name in first.kept, "only the distilled base is needed any more"
+    assert search(case, "one", section, tmp_path) == first
+    assert len(untrained) == count + 1, "only the model that the second round filters by is made again"
 
 
 def test_the_pace_is_measured_once_and_kept(untrained, monkeypatch, tmp_path):
@@ -244,7 +259,99 @@ def test_the_pace_is_measured_once_and_kept(untrained, monkeypatch, tmp_path):
     assert purse("2m", lambda: 500.0).total == 60_000
 
 
+def test_the_pace_is_that_of_the_slowest_base(untrained, monkeypatch, tmp_path):
+    def start(reference, **_):
+        return SimpleNamespace(score=reference)
+
+    monkeypatch.setattr("rankwright.toolbox.model.Reranker", SimpleNamespace(start=start))
+    paces = {"reranker": 900.0, "reranker2": 300.0, "reranker3": 600.0}
+    monkeypatch.setattr(searching, "training_pairs_per_second", lambda score, pairs: paces[score])
+    assert search(made_case(), "one", auto(budget="100s", bases=list(paces)), tmp_path).total == 30_000
+
+
+@pytest.mark.parametrize("budget", np.geomspace(2000, 40_000, 12).round().astype(int).tolist())
+def test_the_last_training_has_three_checkpoints_to_average_and_pays_for_each_asking_of_dev(
+    budget, untrained, tmp_path
+):
+    case = made_case()
+    last = search(case, "one", auto(budget="9000 pairs", base="reranker"), tmp_path)  # for its groups' sake
+    searched = searching._Search(case, "one", auto(budget="9000 pairs", base="reranker"), tmp_path)
+    start = first("dense", searched.facts, searched.section, 1e-4)
+    groups = searched.trials.groups(start.mine)
+    values = searched._last(start, float(budget))
+    section = Training(**{**last.trainings["one"], **values})
+    planned = Schedule.of(len(groups), section, pairs=sum(map(len, groups)), watching=True)
+    assert len(planned.evaluations) >= section.average == 3
+    asked = (len(planned.evaluations) + 2) * len(searched.dev.pairs) / PASSES
+    assert section.max_pairs + asked <= budget + 1
+
+
+def test_scoring_in_both_orders_costs_twice(untrained, tmp_path):
+    once = search(made_case(), "one", auto(budget="3000 pairs", base="reranker"), tmp_path / "once")
+    case = made_case(orders=2)
+    section = auto(budget="3000 pairs", base="reranker")
+    searched = searching._Search(case, "one", section, tmp_path / "twice")
+    assert searched.trials.asked == 2 * len(searched.dev.pairs)
+    twice = search(case, "one", section, tmp_path / "twice")
+    per_query = [found.spent / len(found.table[0]["values"]) for found in (once, twice)]
+    assert per_query[1] == pytest.approx(2 * per_query[0], rel=0.1)
+
+
+def test_what_a_filter_scores_is_what_the_recipes_own_retriever_found(untrained, tmp_path):
+    case = made_case()
+    short = Run({query: hits[:7] for query, hits in case.runs["dense"].rankings.items()})
+    case = dataclasses.replace(case, runs={**case.runs, "short": short})
+    searched = searching._Search(case, "one", auto(budget="9000 pairs", base="reranker"), tmp_path)
+    start = first("dense", searched.facts, searched.section, 1e-4)
+    positives = sum(map(len, case.collection.qrels["train"].values()))
+    assert searched._filtered(start) == 40 * 30 + positives
+    assert searched._filtered(start.but("short", "", {"candidates": "short"})) == 40 * 7 + positives
+
+
+def test_it_is_told_why_there_is_no_second_round(untrained, monkeypatch, tmp_path):
+    monkeypatch.setattr(searching, "rivals", lambda start, *_: [start.but("other", "", learning_rate=1.0)])
+    with pytest.MonkeyPatch.context() as patched:
+        easy = lambda *given: first(*given).but("easy", "", {"negatives": 0, "random": 8})  # noqa: E731
+        patched.setattr(searching, "first", easy)
+        found = search(made_case(), "one", auto(budget="90000 pairs", base="reranker"), tmp_path / "easy")
+    assert "no second round: easy mines no negatives, so none can be set aside" in found.reasons
+    section = auto(budget="14000 pairs", base="reranker")
+    found = search(made_case(orders=9), "one", section, tmp_path / "dear")
+    assert any(reason.startswith("no second round: it would take ") for reason in found.reasons), found.reasons
+
+
+def test_among_more_rivals_an_interval_is_wider():
+    gains = np.random.default_rng(0).normal(0.2, 1.0, size=200)
+    alone, among = beyond(gains, seed=0), beyond(gains, seed=0, rivals=8)
+    assert among[0] < alone[0] < alone[1] < among[1]
+
+
+def test_a_training_of_another_version_or_device_has_another_key(tiny_encoder):
+    section = Training(dev=None, keep="last")
+    keys = {training_key(section, [], tiny_encoder, 0, made_by) for made_by in ("cpu, train 1", "cuda, train 1", "")}
+    assert len(keys) == 3
+
+
+def test_distillation_mines_as_many_groups_as_its_pairs_need_and_filters_none(untrained, tmp_path):
+    made = search(made_case(), "one", auto(budget="3000 pairs", base="encoder"), tmp_path).trainings["one-base"]
+    width = 1 + made["mine"]["negatives"] + made["mine"]["random"]
+    assert made["mine"]["drop_above"] is None
+    assert made["mine"]["unlabelled"] == -(-450 // width)
+
+
 # ------------------------------------------------------------------------------------------------- before anything runs
+
+
+def test_what_dev_chose_is_not_measured_on_dev():
+    fusion = {"dense": {"kind": "dense"}, "bm25": {"kind": "bm25"}}
+    fusion["both"] = {"kind": "fuse", "of": ["dense", "bm25"], "method": "tuned"}
+    for split in ("dev", "train"):
+        values = {"data": {}, "evaluate": {"split": split}}
+        searched = {"retrieve": {"dense": {"kind": "dense"}}, "train": {"recipe": "auto"}}
+        with pytest.raises(ConfigError, match=rf"evaluate\.split: {split} .* train\.finetuned: recipe: auto"):
+            Plan.of(config.validate({**values, **searched}))
+        with pytest.raises(ConfigError, match=rf"evaluate\.split: {split} .* retrieve\.both: method: tuned"):
+            Plan.of(config.validate({**values, "retrieve": fusion}))
 
 
 def planned(**train):
@@ -252,7 +359,7 @@ def planned(**train):
 
 
 def test_a_search_needs_a_dev_split(tiny_experiment, tmp_path):
-    assert "dev" in planned(one={"recipe": "auto", "dev": None, "keep": "last"}).splits
+    assert "dev" in planned(one={"recipe": "auto"}).splits
     rows = Path(tiny_experiment["data"]["source"].removeprefix("rows:"))
     shutil.copytree(rows, tmp_path / "rows")
     (tmp_path / "rows/dev.jsonl").unlink()
@@ -350,6 +457,9 @@ def test_a_training_filters_its_own_groups_by_another_one(searched):
     made = json.loads((runs / "tiny/train/other/stage.json").read_text())["made_of"]
     assert made["train.other.mine.filter_by"] == "finetuned"
     assert "input.train/finetuned" in made
+    assert {"rerank.max_length", "rerank.both_orders", "room.mine"} <= set(made)
+    searched = json.loads((runs / "tiny/recipe/finetuned/stage.json").read_text())
+    assert {"room.mine", "room.train"} <= set(searched["made_of"])
     groups = runs / "tiny/train/other/groups.jsonl"
     assert groups.exists()
     own = dict(values["train"])
@@ -416,6 +526,24 @@ def test_until_the_recipe_the_search_alone_is_made_and_what_it_found_is_resolved
     assert not (copy / "tiny/train").exists()
 
 
+def test_a_walk_that_ends_before_the_recipe_loses_nothing_that_was_found(searched, tmp_path):
+    runs, values, _, _ = searched
+    copy = shutil.copytree(runs, tmp_path / "runs")
+    rankwright.run(values, runs=copy, until="data")
+    assert (copy / "tiny/resolved.yaml").read_text() == (runs / "tiny/resolved.yaml").read_text()
+    rankwright.run(experiment(values_of(values), budget="2500 pairs"), runs=copy, until="data")
+    told = yaml.safe_load((copy / "tiny/resolved.yaml").read_text())["train"]
+    assert told["finetuned"]["budget"] == "2500 pairs", "what was found for another budget is not this one's"
+
+
+def test_trials_may_be_deleted_when_the_search_is_done(searched, tmp_path):
+    runs, values, _, _ = searched
+    copy = shutil.copytree(runs, tmp_path / "runs")
+    assert list((copy / "tiny/recipe/finetuned/trials").glob("*/result.json"))
+    shutil.rmtree(copy / "tiny/recipe/finetuned/trials")
+    assert set(actions(Walk(config.validate(values), copy).dry_run()).values()) == {"reuse"}
+
+
 def test_there_is_no_recipe_to_find_where_no_training_asks_for_one(tiny_experiment, tmp_path):
     with pytest.raises(ConfigError, match="no training asks for a search"):
         rankwright.run(tiny_experiment, runs=tmp_path, until="recipe")
@@ -464,10 +592,44 @@ def test_closed_pools_hold_relevant_judged_and_random_documents_and_tell_an_orde
     assert all(len({document for one, document in pool.ids if one == query}) > 2 for query in pool.qrels)
 
 
+def test_scores_that_are_no_numbers_are_no_order_of_a_pool():
+    case = made_case()
+    pool = Pool.of(case.collection, list(case.collection.qrels["dev"]), seed=0)
+    assert pool.values(lambda pairs: np.full(len(pairs), np.nan, dtype=np.float32)).tolist() == [0.0] * 40
+
+
+def test_closed_pools_draw_from_what_dev_searches():
+    case = made_case()
+    apart = Collection(
+        {**case.collection.documents, **{f"t{n}": "" for n in range(5000)}},
+        case.collection.queries,
+        case.collection.qrels,
+    )
+    queries = list(case.collection.qrels["dev"])
+    assert {document[0] for _, document in Pool.of(apart, queries, seed=0, per_split=True).ids} == {"d"}
+    assert {document[0] for _, document in Pool.of(apart, queries, seed=0).ids} == {"d", "t"}
+
+
+def test_recipes_are_named_by_what_they_are():
+    facts = Facts(spread=1.0, symmetric=True, graded=False)
+    start = first("dense", facts, auto(loss={"listwise": 1.0, "bce": 0.5}), 1e-4)
+    assert (start.name, start.why) == ("mixed, listwise + 0.5 bce", "labels alone")
+    names = [one.name for one in rivals(start, facts, auto(loss={"listwise": 1.0, "bce": 0.5}))]
+    assert "both orders" in names
+    assert not {"no kl", "kl 3", "bce + kl"} & set(names)
+
+
+def test_texts_without_spaces_are_of_one_kind_by_their_characters():
+    titles = {f"q{number}": "图神经网络" for number in range(3)}
+    qrels = {"train": {query: {"long": 1} for query in titles}}
+    assert not Facts.of(Collection({"long": "图神经网络" * 20}, titles, qrels), Run()).symmetric
+    assert Facts.of(Collection({"long": "深度学习方法"}, titles, qrels), Run()).symmetric
+
+
 def test_graded_labels_and_other_retrievers_have_rivals_of_their_own():
     facts = Facts(spread=1.0, symmetric=False, graded=True)
     start = first("hybrid", facts, auto(), 1e-4)
     names = [one.name for one in rivals(start, facts, auto(), {"dense": 0.06})]
-    assert names.index("mixed, lambda, kl 1") == 1
-    (dense,) = [one for one in rivals(start, facts, auto(), {"dense": 0.06}) if one.name == "mixed from dense, kl 1"]
+    assert names.index("lambda + kl") == 1
+    (dense,) = [one for one in rivals(start, facts, auto(), {"dense": 0.06}) if one.name == "from dense"]
     assert (dense.mine.candidates, dense.training.kl_temperature) == ("dense", 0.06)

@@ -76,6 +76,11 @@ def test_keys_of_a_search_need_a_search(key, value, recipe):
 def test_what_the_search_settles_by_itself_is_refused_beside_it():
     with pytest.raises(ConfigError, match="groups: unlabelled goes with recipe: distill"):
         experiment(recipe="auto", groups="unlabelled", loss="kl")
+    for key, value in {
+        **{"epochs": 2, "max_pairs": 100, "max_steps": 10, "dev": {"metric": "map"}, "keep": "best", "average": 2}
+    }.items():
+        with pytest.raises(ConfigError, match=rf"recipe: auto (trains|watches|keeps) .*; leave {key} out"):
+            experiment(recipe="auto", **{key: value})
     with pytest.raises(ConfigError, match="recipe: auto finds its own groups"):
         experiment(recipe="auto", mine={"negatives": 3})
     with pytest.raises(ConfigError, match="base and bases are both given"):

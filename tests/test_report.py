@@ -337,11 +337,11 @@ SEARCH = {
     "trainings": {},
     "table": [
         tried("base <offline>", 0.02, -0.01, 0.05, pairs=0),
-        tried("mixed, kl 1"),
-        tried("random, kl 1", -0.03, -0.04, -0.02, "dropped"),
-        tried("weighed, kl 1", 0.03, 0.01, 0.06, "chosen", 3000),
+        tried("mixed, listwise + kl"),
+        tried("random negatives", -0.03, -0.04, -0.02, "dropped"),
+        tried("holes weighed", 0.03, 0.01, 0.06, "chosen", 3000),
     ],
-    "reasons": ["recipe: weighed, kl 1 (above the first beyond <dev's> noise)"],
+    "reasons": ["recipe: holes weighed (above the first beyond <dev's> noise)"],
     "spent": 9000,
     "total": 20000,
 }
@@ -352,7 +352,7 @@ def test_a_search_shows_what_it_tried_why_it_chose_and_what_that_cost():
     assert page.count("section", id="recipe") == page.count("a", href="#recipe") == 1
     for words in (
         *("base <offline>", "+0.0300 [+0.0100, +0.0600] chosen", "-0.0300 [-0.0400, -0.0200] dropped", "3,000"),
-        *("recipe: weighed, kl 1 (above the first beyond <dev's> noise)", "The search took 45% of the budget"),
+        *("recipe: holes weighed (above the first beyond <dev's> noise)", "The search took 45% of the budget"),
     ):
         assert words in page.text
     assert page.count("tr", **{"class": "chosen"}) == 1
@@ -368,6 +368,13 @@ def test_the_bars_of_a_search_share_a_scale_and_lie_on_their_side_of_zero():
     assert worse.bar["high"] < worse.bar["zero"] < better.bar["low"]
     assert (base.trend, worse.trend, better.trend) == ("", "down", "up")
     assert 0 <= worse.bar["low"] < better.bar["high"] <= 120
+
+
+def test_what_could_not_be_trained_has_a_dash():
+    failed = {**tried("no kl", note="dropped: no weights"), "mean": None}
+    (trial,) = parts.recipe("finetuned", {**SEARCH, "table": [failed]}).trials
+    assert (trial.mean, trial.difference, trial.bar, trial.note) == ("–", "–", None, "dropped: no weights")
+    assert "no kl" in Page(report(make_view(recipes={"finetuned": {**SEARCH, "table": [failed]}}))).text
 
 
 def test_a_run_without_a_search_has_no_section_for_one(page):

@@ -20,11 +20,8 @@ from rankwright.plan import MINE, Model, Plan
 from rankwright.sections import BUDGET, DenseRetriever, Experiment, MineSection, Training, read_budget
 from rankwright.toolbox import engine
 from rankwright.toolbox.device import choose_device
-from rankwright.toolbox.schedule import count_steps, epoch_steps
+from rankwright.toolbox.schedule import PASSES, count_steps, epoch_steps
 from rankwright.toolbox.weights import locate
-
-TRAINING_PASSES = 3.3
-"""A training step costs about 3 forward passes (one forward, two backward), and the optimiser."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +90,7 @@ def _mining_work(
     told = [Work(stage, pairs, "pairs at most", 0.0)]
     if place in plan.filters:
         scored = _filter_pairs(collection, section, experiment.retrieve[plan.mine_from[place]].depth)
+        scored *= 2 if experiment.rerank and experiment.rerank.both_orders else 1
         told.append(shapes.work(f"{stage}, filter", scored, "pairs", _root(plan.filters[place], plan)))
     return told
 
@@ -174,7 +172,7 @@ class _Shapes:
         shape = self._of(model, pairs=True)
         if isinstance(shape, str):
             return Work(stage, pairs, "pairs", note=shape)
-        seconds = (pairs * TRAINING_PASSES + dev_pairs) / shape.per_second
+        seconds = (pairs * PASSES + dev_pairs) / shape.per_second
         trained = 0.02 if section.lora else 1.0
         states = shape.parameters * 4 * (1 + 3 * trained)  # weights; gradients and AdamW's two moments
         kept = 0.2 if section.gradient_checkpointing else 1.0

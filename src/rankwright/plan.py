@@ -84,9 +84,10 @@ class Plan:
         merge = experiment.merge
         split = experiment.evaluate.split if experiment.evaluate else "test"
         searches = tuple(name for name, training in experiment.train.items() if training.recipe == "auto")
+        tuned = _tuned(experiment)
+        _check_split(split, searches, tuned)
         watched = ["dev" for name, training in experiment.train.items() if training.dev or name in searches]
-        fusions = [one for one in experiment.retrieve.values() if isinstance(one, FuseRetriever)]
-        watched += ["dev" for fusion in fusions if fusion.method == "tuned"]
+        watched += ["dev"] if tuned else []
         miners = _miners(experiment)
         filters = {
             place: names.filter(section.filter_by, place)
@@ -188,12 +189,8 @@ class _Names:
 def unfolded(experiment: Experiment, name: str, trainings: Mapping[str, Mapping[str, Any]]) -> Experiment:
     """The experiment with the training `name` replaced by others, in their order, and all else as it was.
 
-    Raises:
-        ConfigError: one of them bears the name of another training.
+    Their names are free: a search's were refused to others when the experiment was planned.
     """
-    taken = set(experiment.train) - {name}
-    if clash := taken & set(trainings):
-        raise ConfigError(f"train.{name}: the search writes a training {min(clash)!r} of its own; rename yours")
     train: dict[str, Training] = {}
     for own, training in experiment.train.items():
         train |= {new: Training(**values) for new, values in trainings.items()} if own == name else {own: training}
@@ -215,6 +212,21 @@ def _check_arms(arms: Iterable[str], taken: Sequence[str]) -> None:
     for arm in arms:
         if arm in taken or arm.endswith(BLENDED):
             raise ConfigError(f"rerank.arms: {arm!r} is a column that rankwright makes itself; use another name")
+
+
+def _tuned(experiment: Experiment) -> list[str]:
+    """The fusions whose weights dev chooses."""
+    retrievers = experiment.retrieve.items()
+    return [name for name, one in retrievers if isinstance(one, FuseRetriever) and one.method == "tuned"]
+
+
+def _check_split(split: str, searches: Sequence[str], tuned: Sequence[str]) -> None:
+    """What was found on dev, and trained on train, is measured on test alone."""
+    if split == "test" or not (searches or tuned):
+        return
+    what = f"train.{searches[0]}: recipe: auto" if searches else f"retrieve.{tuned[0]}: method: tuned"
+    message = f"evaluate.split: {split} would measure on queries that {what} has chosen or learned by"
+    raise ConfigError(message, hint="evaluate: {split: test}, or a recipe and a fusion that are fixed")
 
 
 def _check_sections(experiment: Experiment) -> None:

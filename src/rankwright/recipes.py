@@ -8,7 +8,7 @@ The values of `notebook` are those of the notebook that this project began with:
 drawn at random beside one positive, fifteen epochs, no dev set, the last step kept. `flagembedding` are those of
 FlagEmbedding's reranker example (hard negatives from ranks 2 to 200 without a filter, groups of 8) and
 `sentence-transformers` those of its cross-encoder training example (five of the candidates that score below the
-positive, binary cross-entropy).
+positive, binary cross-entropy; the example's weight of 5 for positives is not among them).
 """
 
 from __future__ import annotations

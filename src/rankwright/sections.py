@@ -175,6 +175,15 @@ class SampleSection(Section):
     negatives: int = Field(7, ge=1, description="a group and epoch")
 
 
+_SETTLED = {
+    "mine": "finds its own groups",
+    **dict.fromkeys(("epochs", "max_pairs", "max_steps"), "trains as long as its budget pays for"),
+    "dev": "watches the served order's nDCG@10, on as many dev queries as its budget pays for",
+    **dict.fromkeys(("keep", "average"), "keeps what dev prefers, the best checkpoint or a mean"),
+}
+"""What a search settles by itself, by key, and how."""
+
+
 class Training(Section):
     """One named training. A recipe gives its keys by one word; keys that are written beside it win."""
 
@@ -265,8 +274,9 @@ class Training(Section):
             raise ValueError("base and bases are both given; name all that are to be tried in bases")
         if self.groups == "unlabelled":
             raise ValueError("recipe: auto learns from labels; groups: unlabelled goes with recipe: distill")
-        if self.mine is not None:
-            raise ValueError("recipe: auto finds its own groups; leave mine out, or name a recipe that is fixed")
+        for key, why in _SETTLED.items():
+            if key in self.model_fields_set:
+                raise ValueError(f"recipe: auto {why}; leave {key} out, or name a recipe that is fixed")
         return self
 
     @model_validator(mode="after")

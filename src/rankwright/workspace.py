@@ -32,6 +32,8 @@ _DONE = "stage.json"
 _UNFINISHED = "unfinished"
 _SCRATCH = ("checkpoints",)
 """What is only there to go on from; it goes when the stage is done."""
+_ASIDE = ("tensorboard", "trials")
+"""What may stay, or be deleted: no later stage needs it."""
 _FREE = "free some space; the same command goes on"
 _FULL = ("No space left", "PytorchStreamWriter failed", "unexpected pos")
 """What safetensors and (the last two) torch.save say on a full disk."""
@@ -194,10 +196,10 @@ def _short(value: Any) -> str:
 
 
 def _outputs(folder: Path) -> Iterator[Path]:
-    """The files that a later stage may read: not the checkpoints, nor what is hidden."""
+    """The files that a later stage needs: not the checkpoints, nor what stands aside or is hidden."""
     for file in folder.rglob("*"):
         parts = file.relative_to(folder).parts
-        hidden = any(part.startswith(".") or part in (*_SCRATCH, "tensorboard") for part in parts)
+        hidden = any(part.startswith(".") or part in (*_SCRATCH, *_ASIDE) for part in parts)
         if file.is_file() and not hidden and file.name not in (_DONE, _UNFINISHED):
             yield file
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from rankwright.core import Collection, Qrels, Run, relevant
 from rankwright.toolbox.devset import Score
-from rankwright.toolbox.metrics import per_query
+from rankwright.toolbox.metrics import judged_queries, per_query
 
 QUERIES, RANDOM, POSITIVES = 50, 8, 4
 
@@ -28,9 +28,12 @@ class Pool:
     qrels: Qrels
 
     @classmethod
-    def of(cls, collection: Collection, queries: list[str], seed: int) -> Pool:
-        """The pools of the first QUERIES of the dev queries given: at most POSITIVES relevant documents each."""
-        corpus, ids, qrels = list(collection.documents), [], {}
+    def of(cls, collection: Collection, queries: list[str], seed: int, *, per_split: bool = False) -> Pool:
+        """The pools of the first QUERIES of the dev queries given: at most POSITIVES relevant documents each.
+
+        Random documents are of those that dev searches; `per_split`: that it judges itself.
+        """
+        corpus, ids, qrels = list(collection.split_documents("dev", per_split=per_split)), [], {}
         for place, query in enumerate(queries[:QUERIES]):
             grades = collection.qrels["dev"][query]
             drawn = np.random.default_rng([seed, place]).choice(
@@ -45,8 +48,11 @@ class Pool:
         return cls(ids, pairs, qrels)
 
     def values(self, score: Score) -> NDArray[np.float64]:
-        """Average precision of each query's pool in the order of `score`."""
+        """Average precision of each query's pool in the order of `score`; all 0 when a score is not finite."""
+        found = score(self.pairs)
+        if not np.isfinite(found).all():
+            return np.zeros(len(judged_queries(self.qrels)))
         scores: dict[str, dict[str, float]] = {}
-        for (query, document), value in zip(self.ids, score(self.pairs).tolist(), strict=True):
+        for (query, document), value in zip(self.ids, found.tolist(), strict=True):
             scores.setdefault(query, {})[document] = value
         return per_query(Run.from_scores(scores), self.qrels, ["map"])["map"]

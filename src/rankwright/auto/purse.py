@@ -1,4 +1,4 @@
-"""What a budget buys, counted in training pairs: one pair forward and back costs as much as PASSES scored ones.
+"""What a budget buys, counted in training pairs: one of them costs as much as `schedule.PASSES` scored ones.
 
 In: a budget in seconds or pairs, and how fast this machine scores. Out: how many pairs the search may spend and how
 many the training that follows may. Time is turned into pairs once, so that what is written down holds on any machine.
@@ -11,11 +11,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from rankwright.sections import read_budget
+from rankwright.toolbox.schedule import PASSES
 
-PASSES = 3.3
-"""Scored pairs that cost as much as one pair of training: a forward pass, two backward ones, and the optimiser."""
 SEARCH_SHARE = 0.5
 """Of the budget, at most, for the search; the base's distillation, which the last training starts from, included."""
+MOST_EPOCHS = 4.0
+"""Times that a training sees each group, at most."""
 _TIMED = 256
 
 
@@ -36,9 +37,14 @@ class Purse:
         """What the last training may spend: all that the search did not."""
         return self.total - self.spent
 
+    @staticmethod
+    def cost(pairs: float = 0.0, scored: float = 0.0) -> float:
+        """What a training of `pairs` and the scoring of `scored` pairs cost together."""
+        return pairs + scored / PASSES
+
     def pay(self, pairs: float = 0.0, scored: float = 0.0) -> None:
-        """Take out what a training of `pairs`, or the scoring of `scored` pairs, costs."""
-        self.spent += pairs + scored / PASSES
+        """Take out what a training of `pairs` and the scoring of `scored` pairs cost."""
+        self.spent += self.cost(pairs, scored)
 
 
 def purse(budget: str, per_second: Callable[[], float]) -> Purse:

@@ -4,12 +4,13 @@ In: facts of the collection (how far the teacher's scores spread, whether both s
 each a mine section and a training without its base, its pairs and its dev. It trains nothing.
 
 The first recipe learns from all positives and from mixed negatives, and holds on to the retriever's own order by a
-listwise KL of equal weight: where labels have holes, that is what keeps a mined, unlabelled, relevant document from
-being pushed down.
+listwise KL of equal weight, unless a loss is written: where labels have holes, that is what keeps a mined, unlabelled,
+relevant document from being pushed down. A rival is named by what it changes.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,8 +18,10 @@ from typing import Any
 import numpy as np
 
 from rankwright.core import Collection, Run
-from rankwright.sections import MineSection, Training
+from rankwright.sections import LossName, MineSection, Training
 
+FILTER: Mapping[str, Any] = {"drop_above": 0.95, "filter_against": "max"}
+"""The keys of a mine section that set doubtful candidates aside, and no more than these."""
 _QUESTIONS = ("who", "what", "when", "where", "which", "why", "how", "is", "are", "do", "does", "can", "did", "was")
 
 
@@ -31,7 +34,7 @@ class Recipe:
     mine: MineSection
     training: Training
 
-    def but(self, name: str, why: str, mine: dict[str, Any] | None = None, **training: Any) -> Recipe:
+    def but(self, name: str, why: str, mine: Mapping[str, Any] | None = None, **training: Any) -> Recipe:
         """The same with some keys changed."""
         return Recipe(
             name,
@@ -70,12 +73,16 @@ def first(candidates: str, facts: Facts, given: Training, rate: float) -> Recipe
     """The recipe that stays unless a rival is better beyond the noise. `given` are the user's own keys, which win."""
     mine = MineSection(candidates=candidates, negatives=5, random=3, positives=4, drop_above=None)
     training = {"loss": {"listwise": 1.0, "kl": 1.0}, "kl_temperature": facts.spread, "learning_rate": rate}
-    return Recipe("mixed, kl 1", "labels, and holding on to the retriever's order", mine, _with(given, training))
+    found = _with(given, training)
+    why = "labels, and holding on to the retriever's order" if found.loss.get("kl") else "labels alone"
+    return Recipe(f"mixed, {_loss(found.loss)}", why, mine, found)
 
 
-def distillation(candidates: str, facts: Facts, given: Training, rate: float) -> Recipe:
-    """How a plain encoder becomes a reranker without labels: it learns the retriever's order."""
-    mine = MineSection(candidates=candidates, negatives=6, random=2, unlabelled=100_000)
+def distillation(candidates: str, facts: Facts, given: Training, rate: float, pairs: int) -> Recipe:
+    """How a plain encoder becomes a reranker without labels: from `pairs` pairs it learns the retriever's order."""
+    negatives, random = 6, 2
+    groups = max(1, math.ceil(pairs / (1 + negatives + random)))
+    mine = MineSection(candidates=candidates, negatives=negatives, random=random, drop_above=None, unlabelled=groups)
     training = {
         **{"groups": "unlabelled", "loss": {"kl": 1.0}, "kl_temperature": facts.spread, "learning_rate": rate},
         **{"both_orders": False, "sample": None},
@@ -91,55 +98,62 @@ def rivals(start: Recipe, facts: Facts, given: Training, others: Mapping[str, fl
     """
     rate = start.training.learning_rate
     found = [
-        start.but("mixed, no kl", "labels that are complete", loss={"listwise": 1.0}),
-        start.but("weighed, kl 1", "mined negatives count by how surely they are none", {"holes": "weigh"}),
-        start.but("mixed, kl 3", "a retriever that is hard to beat", loss={"listwise": 1.0, "kl": 3.0}),
-        start.but("mixed, kl 1, twice the rate", "a model that has far to go", learning_rate=2 * rate),
-        start.but("filtered hard, kl 1", "complete labels, strong retriever", {"negatives": 8, "random": 0, **_FILTER}),
-        start.but("medium ranks, kl 1", "false negatives at the top only", {"window": (10, 100)}),
-        start.but("random, kl 1", "easy negatives: no false ones among them", {"negatives": 0, "random": 8}),
-        start.but("mixed, kl 1, half the rate", "a model that is nearly there", learning_rate=rate / 2),
-        start.but("mixed, lambda, kl 1", "the top ranks, and graded labels", loss={"lambda": 1.0, "kl": 1.0}),
-        start.but("mixed, bce, kl 1", "one threshold for all queries", loss={"bce": 1.0, "kl": 1.0}),
+        start.but("no kl", "labels that are complete", loss={"listwise": 1.0}),
+        start.but("holes weighed", "mined negatives count by how surely they are none", {"holes": "weigh"}),
+        start.but("kl 3", "a retriever that is hard to beat", loss={"listwise": 1.0, "kl": 3.0}),
+        start.but("twice the rate", "a model that has far to go", learning_rate=2 * rate),
+        start.but("hard, filtered", "complete labels, strong retriever", {"negatives": 8, "random": 0, **FILTER}),
+        start.but("medium ranks", "false negatives at the top only", {"window": (10, 100)}),
+        start.but("random negatives", "easy negatives: no false ones among them", {"negatives": 0, "random": 8}),
+        start.but("half the rate", "a model that is nearly there", learning_rate=rate / 2),
+        start.but(_LAMBDA, "the top ranks, and graded labels", loss={"lambda": 1.0, "kl": 1.0}),
+        start.but("bce + kl", "one threshold for all queries", loss={"bce": 1.0, "kl": 1.0}),
     ]
     found += [
-        start.but(
-            f"mixed from {name}, kl 1", "another retriever's negatives", {"candidates": name}, kl_temperature=spread
-        )
+        start.but(f"from {name}", "another retriever's negatives", {"candidates": name}, kl_temperature=spread)
         for name, spread in (others or {}).items()
     ]
     if facts.graded:
-        found.insert(1, found.pop([one.name for one in found].index("mixed, lambda, kl 1")))
+        found.insert(1, found.pop([one.name for one in found].index(_LAMBDA)))
     if facts.symmetric:
-        found.insert(1, start.but("mixed, kl 1, both orders", "a pair means the same either way", both_orders=True))
-    fixed = given.model_fields_set & set(start.training.model_dump()) - _SEARCHED
+        found.insert(1, start.but("both orders", "a pair means the same either way", both_orders=True))
+    fixed = given.model_fields_set - _OF_A_SEARCH
     return [one for one in found if all(getattr(one.training, key) == getattr(start.training, key) for key in fixed)]
 
 
-_SEARCHED = {"recipe", "budget", "bases", "base", "mine", "dev", "keep", "average"}
-"""Keys of a training that the search needs for itself."""
-_FILTER = {"drop_above": 0.95, "filter_against": "max"}
+_LAMBDA = "lambda + kl"
+_OF_A_SEARCH = {"recipe", "budget", "bases", "base"}
+"""Keys that say how a recipe is searched, and are no part of one."""
 
 
 def _with(given: Training, values: dict[str, Any], *, forced: bool = False) -> Training:
     """A training of the given one's written keys and these; the written ones win unless these are forced."""
-    own = {key: getattr(given, key) for key in given.model_fields_set - _SEARCHED}
+    own = {key: getattr(given, key) for key in given.model_fields_set - _OF_A_SEARCH}
     merged = {**own, **values} if forced else {**values, **own}
     return Training(**{**merged, "dev": None, "keep": "last"})
 
 
 def _symmetric(collection: Collection) -> bool:
-    """Whether queries look like documents: of about the same length, and hardly any of them a question."""
+    """Whether queries look like documents: of about as many characters, and hardly any of them a question.
+
+    Characters, as not every language has spaces between its words.
+    """
     queries = [collection.queries[query] for query in collection.qrels["train"]]
     documents = list(collection.documents.values())
-    ratio = _words(queries) / max(_words(documents), 1e-9)
+    ratio = _length(queries) / max(_length(documents), 1e-9)
     asked = [text for text in queries if text.rstrip().endswith(("?", "？")) or _first_word(text) in _QUESTIONS]
     return 2 / 3 <= ratio <= 3 / 2 and len(asked) < 0.05 * len(queries)
 
 
-def _words(texts: Sequence[str], sample: int = 1000) -> float:
+def _length(texts: Sequence[str], sample: int = 1000) -> float:
+    """The mean length of some of them, in characters."""
     some = texts[:: max(1, len(texts) // sample)]
-    return float(np.mean([len(text.split()) for text in some])) if some else 0.0
+    return float(np.mean([len(text) for text in some])) if some else 0.0
+
+
+def _loss(terms: Mapping[LossName, float]) -> str:
+    """A loss in words: ``listwise + 3 kl``."""
+    return " + ".join(term if weight == 1 else f"{weight:g} {term}" for term, weight in terms.items() if weight)
 
 
 def _first_word(text: str) -> str:

@@ -5,28 +5,28 @@ dev query. A trial that was made before, by this search or one that was stopped,
 which recipes there are, nor what is chosen.
 
     trials/KEY/result.json   what dev says
-    trials/KEY/model         the trained model, until the search forgets it
+    trials/KEY/model         the trained model, until it is forgotten; made again where it is asked for
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Container, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rankwright.auto.case import Case
 from rankwright.auto.purse import Purse
 from rankwright.auto.recipes import Recipe
-from rankwright.core import Collection, Group, Run, content_hash
+from rankwright.core import Group, content_hash
 from rankwright.errors import ModelError
 from rankwright.rooms.mine import PairScorer, mine
 from rankwright.rooms.train import DevSet, Workbench, train
 from rankwright.sections import MineSection, Training
-from rankwright.toolbox.devset import Score
 from rankwright.toolbox.progress import say
 from rankwright.toolbox.weights import fingerprint
 from rankwright.workspace import write_json
@@ -55,11 +55,14 @@ class Result:
         return np.array(self.values)
 
 
-def training_key(section: Training, groups: Sequence[Group], base: Path, seed: int) -> str:
-    """What a training without a dev set depends on, as a hash: equal keys give equal weights on one machine."""
+def training_key(section: Training, groups: Sequence[Group], base: Path, seed: int, made_by: str) -> str:
+    """What a training without a dev set depends on, as a hash: equal keys give equal weights on one machine.
+
+    `made_by` names the versions of the rooms that it goes through, and its device.
+    """
     settings = section.model_dump(mode="json", exclude=NOT_TRAINING)
     texts = (json.dumps([group.query, list(group.documents), list(group.labels), _numbers(group)]) for group in groups)
-    return content_hash([json.dumps(settings, sort_keys=True), fingerprint(base), str(seed), *texts])[:16]
+    return content_hash([json.dumps(settings, sort_keys=True), fingerprint(base), str(seed), made_by, *texts])[:16]
 
 
 def _numbers(group: Group) -> list[str]:
@@ -68,21 +71,19 @@ def _numbers(group: Group) -> list[str]:
 
 @dataclass
 class Trials:
-    """Where trials are made: on which collection and candidates, for which dev queries, out of which purse."""
+    """Where trials are made: in which folder, for which dev queries, out of which purse; `seed` is the training's."""
 
-    collection: Collection
-    train_runs: Mapping[str, Run]
-    scorer: Callable[[str], PairScorer]
+    case: Case
     dev: DevSet
-    scores_of: Callable[[Path], Score]
-    folder: Path
     purse: Purse
+    folder: Path
     seed: int
-    mining_seed: int
-    device: str = "auto"
-    cache: Path | None = None
-    per_split: bool = False
     _mined: dict[str, tuple[list[Group], list[Group]]] = field(default_factory=dict, repr=False)
+
+    @property
+    def asked(self) -> int:
+        """How many pairs are scored where dev is asked once."""
+        return len(self.dev.pairs) * self.case.orders
 
     def groups(self, section: MineSection, kind: str = "labelled", teacher: PairScorer | None = None) -> list[Group]:
         """The groups of a mine section; `teacher` is whose scores its filter reads where it is a model's."""
@@ -90,58 +91,75 @@ class Trials:
         if key not in self._mined:
             assert section.candidates
             mined = mine(
-                self.collection,
-                self.train_runs[section.candidates],
+                self.case.collection,
+                self.case.runs[section.candidates],
                 section,
-                teacher=self.scorer(section.candidates),
+                teacher=self.case.scorer(section.candidates),
                 filter_scores=teacher,
-                per_split=self.per_split,
-                seed=self.mining_seed,
+                per_split=self.case.per_split,
+                seed=self.case.seed,
             )
             self._mined[key] = mined.groups, mined.unlabelled
         labelled, unlabelled = self._mined[key]
         return labelled if kind == "labelled" else unlabelled
 
-    def run(self, recipe: Recipe, base: Path, pairs: int, teacher: PairScorer | None = None) -> tuple[Result, Path]:
-        """Train `base` by the recipe on about so many pairs, and ask dev; the result and the trained model's folder."""
-        groups = self.groups(recipe.mine, recipe.training.groups, teacher)
-        section = Training(**{**recipe.training.model_dump(), "max_pairs": pairs})
-        key = training_key(section, groups, base, self.seed)
-        folder = self.folder / key
+    def run(self, recipe: Recipe, base: Path, pairs: int, teacher: PairScorer | None = None) -> Result:
+        """Train `base` by the recipe on about so many pairs, and ask dev; neither where dev has said it before."""
+        section, groups, key = self._training(recipe, base, pairs, teacher)
         self.purse.pay(pairs)
-        if not (folder / "result.json").exists() or not (folder / "model").exists():
-            self._train(section, groups, base, folder)
-        found = self.ask(recipe.name, folder / "model", key, pairs), folder / "model"
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # after what dev says is kept: a kill costs nothing
+        if not (self.folder / key / "result.json").exists():
+            self._trained(section, groups, base, key)
+        found = self.ask(recipe.name, self.folder / key / "model", key, pairs)
+        # After what dev says is kept: a kill costs nothing.
+        shutil.rmtree(self.folder / key / "checkpoints", ignore_errors=True)
         return found
+
+    def model(self, recipe: Recipe, base: Path, pairs: int) -> Path:
+        """The model of a trial that was run; it is trained again where it has been forgotten."""
+        section, groups, key = self._training(recipe, base, pairs)
+        self._trained(section, groups, base, key)
+        return self.folder / key / "model"
 
     def ask(self, name: str, model: Path, key: str, pairs: int = 0) -> Result:
         """What dev says of a model, kept under the key."""
         file = self.folder / key / "result.json"
-        self.purse.pay(scored=len(self.dev.pairs))
+        self.purse.pay(scored=self.asked)
         if file.exists():
             values = json.loads(file.read_text(encoding="utf-8"))
             found = Result(**{**values, "values": tuple(values["values"])})
         else:
-            weight, each = self.dev.choose(self.scores_of(model))
+            weight, each = self.dev.choose(self.case.scores_of(model))
             found = Result(key, name, pairs, weight, tuple(each.tolist()))
             write_json(file, asdict(found))
         say(f"{name}, {pairs:,} pairs: {self.dev.metric} {found.mean:.4f} served on dev, weight {found.weight:g}")
         return found
 
-    def forget(self, but: Sequence[Path]) -> None:
-        """Delete the trained models that are not needed any more; what dev said of them stays."""
-        for model in self.folder.glob("*/model"):
-            if model not in but:
-                _delete(model)
+    def _training(
+        self, recipe: Recipe, base: Path, pairs: int, teacher: PairScorer | None = None
+    ) -> tuple[Training, list[Group], str]:
+        """The training, its groups and its key."""
+        groups = self.groups(recipe.mine, recipe.training.groups, teacher)
+        section = Training(**{**recipe.training.model_dump(), "max_pairs": pairs})
+        return section, groups, training_key(section, groups, base, self.seed, self.case.made_by)
 
-    def _train(self, section: Training, groups: Sequence[Group], base: Path, folder: Path) -> None:
-        """Begin the training in the folder, or go on with it; one that fails leaves nothing to go on from."""
+    def _trained(self, section: Training, groups: Sequence[Group], base: Path, key: str) -> None:
+        """See that the model is there: begin its training, or go on; one that fails leaves nothing to go on from."""
+        folder = self.folder / key
+        if (folder / "model").exists():
+            return
+        bench = Workbench(folder, self.case.device, self.case.cache, self.seed)
         try:
-            train(groups, section, base=base, dev=None, bench=Workbench(folder, self.device, self.cache, self.seed))
+            train(groups, section, base=base, dev=None, bench=bench)
         except ModelError:
             shutil.rmtree(folder, ignore_errors=True)
             raise
+
+
+def forget(folder: Path, but: Container[str]) -> None:
+    """Delete the trained models below a search's folder, but those of the keys named; what dev said of them stays."""
+    for model in (folder / "trials").glob("*/model"):
+        if model.parent.name not in but:
+            _delete(model)
 
 
 def _delete(model: Path) -> None:

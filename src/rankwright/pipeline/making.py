@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rankwright.auto import Case, search, training_key
+from rankwright.auto import Case, forget, search, training_key
 from rankwright.boxes import refuse_search_without_dev
 from rankwright.core import Group
 from rankwright.pipeline.base import VERSIONS, Site, Stage, flat
@@ -23,10 +23,14 @@ from rankwright.rooms.merge import merge
 from rankwright.rooms.mine import PairScorer, mine
 from rankwright.rooms.retrieve import retrieve
 from rankwright.rooms.train import DevSet, Workbench, train
-from rankwright.sections import ImportRetriever, MergeSection, MineSection, RerankSection, Training
+from rankwright.sections import FuseRetriever, ImportRetriever, MergeSection, MineSection, RerankSection, Training
+from rankwright.toolbox.device import choose_device
 from rankwright.toolbox.formats.content import content, file_content
-from rankwright.toolbox.scorer import CachedScorer
+from rankwright.toolbox.scorer import CachedScorer, both_orders
 from rankwright.workspace import MadeOf
+
+_PRIOR = 2
+"""How a prior is let into a fusion: raised where that changes, so that only runs with one are made anew."""
 
 
 class Making:
@@ -72,6 +76,8 @@ class Making:
                 made |= {f"content.{path}": file_content(path) for path in retriever.runs.values()}
             elif retriever.kind == "dense":
                 made |= self.site.model_input(Model("outside", retriever.model))
+            elif isinstance(retriever, FuseRetriever) and retriever.prior:
+                made["room.prior"] = _PRIOR
         return {**made, **self.site.inputs("data"), "room": VERSIONS["retrieve"]}
 
     def _retrieve(self, out: Path) -> list[str]:
@@ -90,7 +96,8 @@ class Making:
         for reference in section.bases or [section.base]:
             made |= self.site.model_input(Model("outside", reference))
         inputs = self.site.inputs("data", "retrieve")
-        return {**made, "seed": self.site.experiment.seed, **inputs, "room": VERSIONS["recipe"]}
+        rooms = {f"room.{room}": VERSIONS[room] for room in ("mine", "train")}
+        return {**made, "seed": self.site.experiment.seed, **inputs, **rooms, "room": VERSIONS["recipe"]}
 
     def _recipe(self, name: str, out: Path) -> list[str]:
         site = self.site
@@ -103,15 +110,24 @@ class Making:
             served=site.plan.rerank_from,
             scorer=functools.cache(site.pair_scorer),
             scores_of=lambda model: site.score_with(model, rerank),
+            filter_of=self._teacher,
             depth=rerank.depth,
             seed=site.experiment.seed,
+            orders=2 if rerank.both_orders else 1,
             device=site.experiment.device,
             cache=site.folder.cache,
             per_split=site.context.per_split,
+            made_by=self._made_by(),
         )
         found = search(case, name, site.experiment.train[name], out)
         site.boxes.save_recipe(out, found.values())
+        forget(out, but=found.kept)  # only now: a search that is killed before goes on with the models that it has
         return found.lines()
+
+    def _made_by(self) -> str:
+        """What decides a training's weights beside its section, its groups and its base."""
+        device = choose_device(self.site.experiment.device)
+        return f"{device}, mine {VERSIONS['mine']}, train {VERSIONS['train']}"
 
     def _adopt(self, name: str) -> None:
         """Go on with the trainings that the search has written down, once it has, and for this very experiment."""
@@ -136,6 +152,8 @@ class Making:
         made: dict[str, Any] = {**flat(where, section), f"{where}.candidates": self.site.plan.mine_from[place]}
         if place in self.site.plan.filters:
             made |= self.site.model_input(self.site.plan.filters[place])
+            rerank = self.site.experiment.rerank or RerankSection()
+            made |= {f"rerank.{key}": getattr(rerank, key) for key in ("max_length", "both_orders")}
         return made
 
     def _mine(self, out: Path) -> list[str]:
@@ -162,7 +180,10 @@ class Making:
         return section
 
     def _teacher(self, reference: Path) -> PairScorer:
-        scorer = CachedScorer(reference, cache=self.site.folder.cache, device=self.site.experiment.device)
+        """A model's scores as a filter reads them, kept: as `rerank` would score, but always in its reference fp32."""
+        rerank, cache = self.site.experiment.rerank or RerankSection(), self.site.folder.cache
+        plain = CachedScorer(reference, cache=cache, device=self.site.experiment.device, max_length=rerank.max_length)
+        scorer = both_orders(plain) if rerank.both_orders else plain
         collection = self.site.boxes.collection
 
         def score(pairs: Any) -> Any:
@@ -189,6 +210,7 @@ class Making:
             **made,
             **self.site.inputs(*(("data", "retrieve") if own else ("mine",))),
             **self.site.model_input(self.site.plan.bases[name]),
+            **({"room.mine": VERSIONS["mine"]} if own else {}),
             "room": VERSIONS["train"],
         }
 
@@ -210,7 +232,7 @@ class Making:
     def _made_by_search(self, section: Training, groups: Sequence[Group], base: Path, out: Path) -> bool:
         """Take the very same training from a search's trials, if it is there."""
         seed = self.site.experiment.seed if section.seed is None else section.seed
-        key = training_key(section, groups, base, seed)
+        key = training_key(section, groups, base, seed, self._made_by())
         for trial in self.site.boxes.trials():
             if trial.name == key and (trial / "model").exists() and (trial / "result.json").exists():
                 shutil.copytree(trial / "model", out / "model", dirs_exist_ok=True)

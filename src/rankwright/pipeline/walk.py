@@ -17,7 +17,7 @@ from typing import Any
 
 from rankwright import config
 from rankwright.boxes import Boxes
-from rankwright.errors import ConfigError
+from rankwright.errors import ConfigError, RankwrightError
 from rankwright.pipeline.base import ROOMS, Outcome, Site, Stage
 from rankwright.pipeline.judging import Judging
 from rankwright.pipeline.making import Making
@@ -142,7 +142,22 @@ class Walk:
 
     def _write_resolved(self) -> None:
         """All that a person needs to make this run again, without the search for a recipe once that is done."""
-        write_text(self.folder.root / "resolved.yaml", config.dump(self.site.experiment))
+        write_text(self.folder.root / "resolved.yaml", config.dump(self._as_found()))
+
+    def _as_found(self) -> Experiment:
+        """The experiment with what searches have found before, also where this walk ends before it comes to them."""
+        wanted = self.site.experiment
+        if not any(self.boxes.recipe(name) for name in self.plan.searches):
+            return wanted
+        ahead = Site.of(wanted, self.folder.root.parent)
+        try:
+            for stage in Making(ahead).stages():
+                if ROOMS.index(stage.room) > ROOMS.index("recipe"):
+                    break
+                ahead.keys[stage.name] = stage_key(stage.made_of())
+        except RankwrightError:
+            return wanted  # a model or a file is not there now: whichever stage needs it will say so
+        return ahead.experiment
 
 
 def environment() -> dict[str, Any]:

@@ -15,6 +15,8 @@ import numpy as np
 from rankwright.core import Group
 from rankwright.sections import SampleSection, Training
 
+PASSES = 3.3
+"""Scored pairs that cost as much as one pair of training: a forward pass, two backward ones, and the optimiser."""
 _SWAP = 1
 """Sets the coins of `swaps_of` apart from the draws of the same seed, epoch and group."""
 

@@ -125,7 +125,8 @@ def choose_weights(members: Members, qrels: Qrels, texts: Mapping[str, str]) -> 
     """The weights with the best mean nDCG@10 on a sample of dev: `qrels` are dev's, `texts` its queries' texts.
 
     Weights sum to 1 in steps of 0.1 (of more than five members, 0.2); of equals the most even, then the first. A scorer
-    without a run gets a weight only where the paired 95% interval of its gain on dev lies above 0.
+    without a run gets a weight only where it gains on queries that have not chosen it: each half of the sample is
+    measured with the weights that the other half chooses, and the paired 95% interval of the gains lies above 0.
 
     Raises:
         DataError: no dev query has a relevant document.
@@ -139,13 +140,11 @@ def choose_weights(members: Members, qrels: Qrels, texts: Mapping[str, str]) -> 
     there = ~np.isnan(lists.retrieved)
     grid = simplex(len(parts), 10 if len(parts) <= _FEW else 5)
     values = {weights: _values(lists, there, _mixed(parts, weights)) for weights in grid}
-    # Rounded, so that a mean's last bits do not decide between equals.
-    means = {weights: round(float(each.mean()), 12) for weights, each in values.items()}
-    best = _best(means)
+    means = _means(values)
     bare = [place for place, name in enumerate(members.scorers) if name not in members.runs]
-    plain = _best({weights: mean for weights, mean in means.items() if not any(weights[place] for place in bare)})
-    if not _beyond_noise(values[best] - values[plain]):
-        best = plain
+    plain = [weights for weights in grid if not any(weights[place] for place in bare)]
+    worth = len(plain) < len(grid) and _beyond_noise(_crossed(values, plain))
+    best = _best(means if worth else {weights: means[weights] for weights in plain})
     names = list(members.scorers)
     alone = {name: means[tuple(float(other == name) for other in names)] for name in names}
     return Chosen(dict(zip(names, best, strict=True)), len(lists.queries), alone, means[best])
@@ -153,6 +152,23 @@ def choose_weights(members: Members, qrels: Qrels, texts: Mapping[str, str]) -> 
 
 def _best(means: Mapping[tuple[float, ...], float]) -> tuple[float, ...]:
     return min(means, key=lambda weights: (-means[weights], round(sum(weight**2 for weight in weights), 12)))
+
+
+def _means(values: Mapping[tuple[float, ...], Values]) -> dict[tuple[float, ...], float]:
+    """Rounded, so that a mean's last bits do not decide between equals."""
+    return {weights: round(float(each.mean()), 12) for weights, each in values.items()}
+
+
+def _crossed(values: Mapping[tuple[float, ...], Values], plain: Sequence[tuple[float, ...]]) -> Values:
+    """Each query's gain over the best of `plain`, both chosen by the half of the queries that it is not in."""
+    count = len(next(iter(values.values())))
+    gains = np.zeros(count)
+    for half in range(2 if count > 1 else 0):
+        measured = np.arange(count) % 2 == half
+        means = _means({weights: each[~measured] for weights, each in values.items()})
+        best, usual = _best(means), _best({weights: means[weights] for weights in plain})
+        gains[measured] = values[best][measured] - values[usual][measured]
+    return gains
 
 
 def _beyond_noise(gains: Values) -> bool:

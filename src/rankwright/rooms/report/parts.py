@@ -279,7 +279,8 @@ def recipe(name: str, found: Mapping[str, Any]) -> RecipeView:
 
 
 def _trial(row: Mapping[str, Any], across: Callable[[float], float]) -> Trial:
-    shown = (str(row["name"]), f"{row['pairs']:,}" if row["pairs"] else "–", f"{row['mean']:.4f}")
+    mean = f"{row['mean']:.4f}" if _finite(row["mean"]) else "–"
+    shown = (str(row["name"]), f"{row['pairs']:,}" if row["pairs"] else "–", mean)
     note = str(row.get("note") or "")
     if not (_finite(row["low"]) and _finite(row["high"])):
         return Trial(*shown, "–", None, "", note)
