@@ -59,11 +59,13 @@ def measure(name: str, seed: int, arguments: argparse.Namespace) -> None:
     budget = f"{COLLECTIONS[name]['pairs'] * arguments.scale:.0f} pairs"
     auto = {"recipe": "auto", "budget": budget, "max_length": LENGTH}
     plain, depth = _experiment(name, seed, arguments.data), COLLECTIONS[name]["depth"]
-    peers = arguments.peers.split(",")
+    peers = [peer for peer in arguments.peers.split(",") if peer]
     rankwright.run(
         {**plain, "train": {"finetuned": auto}, "rerank": _rerank(["finetuned"], depth)}, runs=arguments.runs
     )
     run = arguments.runs / plain["name"]
+    if not peers:
+        return
     pairs = json.loads((run / "recipe/finetuned/recipe.json").read_text())["trainings"]["finetuned"]["max_pairs"]
     base = str(run / "train/finetuned-base/model")
     dev = {"queries": 100, "depth": 20, "evaluations": 2, "patience": None}
@@ -98,7 +100,7 @@ def _rerank(arms: Any, depth: int) -> dict[str, Any]:
 def _row(name: str, seeds: list[int], runs: Path) -> dict[str, Any] | None:
     """Per-query values of every way to rank, their seeds' mean; None where no seed is finished."""
     values: dict[str, dict[str, list[np.ndarray]]] = {metric: {} for metric in METRICS}
-    done = [seed for seed in seeds if (runs / f"{name}-{seed}-peers/evaluate/stage.json").exists()]
+    done = [seed for seed in seeds if (runs / f"{name}-{seed}/evaluate/stage.json").exists()]
     for seed in done:
         run, peers = runs / f"{name}-{seed}", runs / f"{name}-{seed}-peers"
         qrels = beir.read(run / "data").collection.qrels["test"]
@@ -162,7 +164,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--runs", type=Path, default=Path("runs/recipes"), help="where runs are kept")
     parser.add_argument("--only", help="some of the collections, comma between")
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--peers", default=",".join(PEERS), help="some of the peers' recipes, comma between")
+    parser.add_argument("--peers", default=",".join(PEERS), help="some of the peers' recipes, comma between; empty: none")
     parser.add_argument("--scale", type=float, default=1.0, help="of every collection's budget in pairs")
     parser.add_argument("--table", action="store_true", help="the table of finished runs only")
     return parser.parse_args()

@@ -44,7 +44,7 @@ def references(section: Training) -> list[str]:
 
 
 def learning_rate(section: Training, reference: str) -> float:
-    """The peak learning rate: the one that is written, else by size, as small models bear more."""
+    """The peak learning rate of steps of 8 queries: the one that is written, else by size; small models bear more."""
     if "learning_rate" in section.model_fields_set:
         return section.learning_rate
     from transformers import AutoConfig

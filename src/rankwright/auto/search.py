@@ -97,7 +97,8 @@ class _Search:
 
     def run(self) -> Found:
         base = Bases(self.case, self.section, self.facts, self.trials, self.record).choose()
-        start = first(self.case.served, self.facts, self.section, learning_rate(self.section, base.reference))
+        rate = learning_rate(self.section, base.reference)
+        start = first(self.case.served, self.facts, self.section, rate, self.purse.total * (1 - SEARCH_SHARE))
         chosen, result = self._halve(start, base)
         again = self._second_round(chosen, result, base) if result else None
         trainings = self._written(chosen, base, again)
