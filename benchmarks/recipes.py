@@ -123,32 +123,36 @@ def _row(name: str, seeds: list[int], runs: Path) -> dict[str, Any] | None:
 
 
 def _lines(rows: list[dict[str, Any]]) -> list[str]:
-    told = []
+    if not rows:
+        return ["nothing is finished yet"]
+    told: list[str] = []
+    arms = ["dense", "hybrid", "auto", "auto served", *(f"{peer} served" for peer in PEERS)]
     for metric in METRICS:
-        arms = [arm for arm in rows[0][metric] if arm not in PEERS] if rows else []
-        told += [
-            "",
-            f"{metric}, mean over queries and seeds",
-            "",
-            "| collection (queries, seeds) | " + " | ".join(arms) + " |",
-        ]
-        told.append("|---" * (len(arms) + 1) + "|")
+        told += ["", f"{metric}, mean over queries and seeds", "", *_head("collection (queries, seeds)", arms)]
         for row in rows:
-            size = len(row[metric]["dense"])
-            means = " | ".join(f"{row[metric][arm].mean():.4f}" for arm in arms)
-            told.append(f"| {row['name']} ({size}, {row['seeds']}) | {means} |")
-        means = " | ".join(f"{np.mean([row[metric][arm].mean() for row in rows]):.4f}" for arm in arms)
-        told.append(f"| mean | {means} |")
+            cells = [_mean(row[metric].get(arm)) for arm in arms]
+            told.append(_line(f"{row['name']} ({len(row[metric]['dense'])}, {row['seeds']})", cells))
+    pairs = [("auto served", "dense"), ("auto served", "hybrid"), ("auto", "dense")]
+    pairs += [("auto served", f"{peer} served") for peer in PEERS]
     told += ["", "differences, ndcg@10: mean [95% interval] p", ""]
-    best = {f"{peer} served": np.mean([row["ndcg@10"][f"{peer} served"].mean() for row in rows]) for peer in PEERS}
-    peer = max(best, key=lambda arm: best[arm]) if rows else ""
-    pairs = [("auto served", "dense"), ("auto served", "hybrid"), ("auto", "dense"), ("auto served", peer)]
-    told.append("| collection | " + " | ".join(f"{one} - {other}" for one, other in pairs) + " |")
-    told.append("|---" * (len(pairs) + 1) + "|")
+    told += _head("collection", [f"{one} - {other}" for one, other in pairs])
     for row in rows:
-        cells = [_difference(row["ndcg@10"][one] - row["ndcg@10"][other]) for one, other in pairs]
-        told.append(f"| {row['name']} | " + " | ".join(cells) + " |")
+        values = row["ndcg@10"]
+        cells = [_difference(values[one] - values[other]) if other in values else "–" for one, other in pairs]
+        told.append(_line(row["name"], cells))
     return told
+
+
+def _head(first: str, others: list[str]) -> list[str]:
+    return [_line(first, others), "|---" * (len(others) + 1) + "|"]
+
+
+def _line(first: str, cells: list[str]) -> str:
+    return f"| {first} | " + " | ".join(cells) + " |"
+
+
+def _mean(values: np.ndarray | None) -> str:
+    return "–" if values is None else f"{values.mean():.4f}"
 
 
 def _difference(gains: np.ndarray) -> str:
@@ -164,7 +168,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--runs", type=Path, default=Path("runs/recipes"), help="where runs are kept")
     parser.add_argument("--only", help="some of the collections, comma between")
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--peers", default=",".join(PEERS), help="some of the peers' recipes, comma between; empty: none")
+    parser.add_argument(
+        "--peers", default=",".join(PEERS), help="some of the peers' recipes, comma between; empty: none"
+    )
     parser.add_argument("--scale", type=float, default=1.0, help="of every collection's budget in pairs")
     parser.add_argument("--table", action="store_true", help="the table of finished runs only")
     return parser.parse_args()
