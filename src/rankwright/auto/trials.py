@@ -105,10 +105,11 @@ class Trials:
 
     def run(self, recipe: Recipe, base: Path, pairs: int, teacher: PairScorer | None = None) -> Result:
         """Train `base` by the recipe on about so many pairs, and ask dev; neither where dev has said it before."""
-        section, groups, key = self._training(recipe, base, pairs, teacher)
+        training = self._training(recipe, base, pairs, teacher)
+        key = training[2]
         self.purse.pay(pairs)
         if not (self.folder / key / "result.json").exists():
-            self._trained(section, groups, base, key)
+            self._trained(recipe.name, training, base)
         found = self.ask(recipe.name, self.folder / key / "model", key, pairs)
         # After what dev says is kept: a kill costs nothing.
         shutil.rmtree(self.folder / key / "checkpoints", ignore_errors=True)
@@ -116,9 +117,9 @@ class Trials:
 
     def model(self, recipe: Recipe, base: Path, pairs: int) -> Path:
         """The model of a trial that was run; it is trained again where it has been forgotten."""
-        section, groups, key = self._training(recipe, base, pairs)
-        self._trained(section, groups, base, key)
-        return self.folder / key / "model"
+        training = self._training(recipe, base, pairs)
+        self._trained(recipe.name, training, base)
+        return self.folder / training[2] / "model"
 
     def ask(self, name: str, model: Path, key: str, pairs: int = 0) -> Result:
         """What dev says of a model, kept under the key."""
@@ -142,12 +143,13 @@ class Trials:
         section = Training(**{**recipe.training.model_dump(), "max_pairs": pairs})
         return section, groups, training_key(section, groups, base, self.seed, self.case.made_by)
 
-    def _trained(self, section: Training, groups: Sequence[Group], base: Path, key: str) -> None:
+    def _trained(self, name: str, training: tuple[Training, list[Group], str], base: Path) -> None:
         """See that the model is there: begin its training, or go on; one that fails leaves nothing to go on from."""
+        section, groups, key = training
         folder = self.folder / key
         if (folder / "model").exists():
             return
-        bench = Workbench(folder, self.case.device, self.case.cache, self.seed)
+        bench = Workbench(folder, self.case.device, self.case.cache, self.seed, f"{name}, {section.max_pairs:,} pairs")
         try:
             train(groups, section, base=base, dev=None, bench=bench)
         except ModelError:

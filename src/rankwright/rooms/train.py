@@ -44,12 +44,21 @@ HAIR = 1e-9
 
 @dataclass(frozen=True)
 class Workbench:
-    """Where a training works: its folder (``model/``, ``checkpoints/``, ``log.jsonl``), and on what."""
+    """Where a training works: its folder (``model/``, ``checkpoints/``, ``log.jsonl``), and on what.
+
+    `name` is what it is called on the screen (default: the folder's).
+    """
 
     folder: Path
     device: str = "auto"
     cache: Path | None = None
     seed: int = 0
+    name: str | None = None
+
+    @property
+    def title(self) -> str:
+        """What the training is called on the screen and in its model card."""
+        return self.name or self.folder.name
 
 
 @dataclass
@@ -135,7 +144,7 @@ class _Loop:
     def run(self) -> Trained:
         self._prepare()
         self._go_on_or_begin()
-        with bar(f"train {self.bench.folder.name}", self.plan.steps, "steps") as advance:
+        with bar(f"train {self.bench.title}", self.plan.steps, "steps") as advance:
             advance(self.state.step)
             while self.state.step < self.plan.steps and not self.state.stopped:
                 before = self.state.step
@@ -154,10 +163,10 @@ class _Loop:
         if device.startswith("cuda:"):
             torch.cuda.set_device(device)  # accelerate knows cuda alone, and takes the current one
         self.precision, why = choose_precision(self.section.precision, device, self.bench.cache)
-        self._note(f"{self.bench.folder.name}: {self.precision} on {device} ({why})")
+        self._note(f"{self.bench.title}: {self.precision} on {device} ({why})")
         self.reranker = Reranker.start(self.base, seed=self.seed, device=device, max_length=self.section.max_length)
         if self.reranker.new_head:
-            self._note(f"{self.bench.folder.name}: {self.base} is a plain encoder; it gets a new head")
+            self._note(f"{self.bench.title}: {self.base} is a plain encoder; it gets a new head")
         model: Any = self.reranker.model
         if self.section.lora:
             model = _with_lora(model, self.section, self.seed)
@@ -180,7 +189,7 @@ class _Loop:
         if there:
             self._load(there)
             self.log.cut(self.state.log_bytes)
-            self._note(f"{self.bench.folder.name}: goes on from step {self.state.step} of {self.plan.steps}")
+            self._note(f"{self.bench.title}: goes on from step {self.state.step} of {self.plan.steps}")
             return
         torch.manual_seed(self.seed)
         self.log.cut(0)
@@ -264,7 +273,7 @@ class _Loop:
         if patience is not None and self.state.stale >= patience:
             self.state.stopped = True
             self._note(
-                f"{self.bench.folder.name}: stopped at step {self.state.step}, {self.state.stale} evaluations "
+                f"{self.bench.title}: stopped at step {self.state.step}, {self.state.stale} evaluations "
                 f"without a better {self.dev.metric} than {self.state.best:.4f} of step {self.state.best_step}"
             )
 
@@ -274,7 +283,7 @@ class _Loop:
 
     def _fall_back(self) -> None:
         """Back to the last checkpoint that was not flat, with half the learning rate, at most twice."""
-        name, step, fallbacks = self.bench.folder.name, self.state.step, self.state.fallbacks + 1
+        name, step, fallbacks = self.bench.title, self.state.step, self.state.fallbacks + 1
         there = checkpoint.newest(self.checkpoints)
         assert there is not None
         self._load(there)
@@ -336,7 +345,7 @@ class _Loop:
             notes=self.notes,
             averaged=averaged,
         )
-        self.reranker.save(trained.model, card=_card(self.bench.folder.name, self.base, self.section, trained))
+        self.reranker.save(trained.model, card=_card(self.bench.title, self.base, self.section, trained))
         self.log.to_tensorboard()
         return trained
 
