@@ -37,6 +37,8 @@ ASK_SHARE = 0.04
 """Of the search's share that one scoring of the dev queries may cost."""
 MOST_QUERIES, FEWEST_QUERIES = 300, 30
 """Dev queries that are asked: so many at most, and at least where they can be paid for."""
+WATCHED_QUERIES, WATCH_SHARE = 150, 0.2
+"""Dev queries that the last training is watched on, at most, and the share of its pairs that they may cost."""
 FEW = 4
 """Recipes that are enough while trials are small, the first one counted."""
 AVERAGED = 3
@@ -306,10 +308,17 @@ class _Search:
         groups = self.trials.groups(recipe.mine)
         epoch = count_pairs(groups, recipe.training.sample)
         asks = AVERAGED + _BESIDE
+        asked = len(self.dev.qrels)
+        each = self.purse.cost(scored=len(self.dev.pairs)) / asked
+        # One checkpoint among few is chosen, by more queries than a trial is asked on, where they can be paid for.
+        queries = max(
+            asked,
+            int(min(WATCHED_QUERIES, len(self.case.collection.qrels["dev"]), WATCH_SHARE * budget / (asks * each))),
+        )
         while True:
-            affordable = budget - self.purse.cost(scored=asks * len(self.dev.pairs))
+            affordable = budget - asks * each * queries
             pairs = int(max(1, min(affordable, MOST_EPOCHS * epoch)))
-            dev = self.case.watching(len(self.dev.qrels), math.ceil(AVERAGED / max(1.0, pairs / epoch)))
+            dev = self.case.watching(queries, math.ceil(AVERAGED / max(1.0, pairs / epoch)))
             section = Training(**{**recipe.training.model_dump(), "max_pairs": pairs, "dev": dev})
             planned = Schedule.of(len(groups), section, pairs=epoch, watching=True)
             if len(planned.evaluations) + _BESIDE <= asks:

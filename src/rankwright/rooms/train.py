@@ -67,6 +67,7 @@ class State:
 
     step: int = 0
     best: float = -math.inf
+    alone: float = -math.inf
     best_step: int = 0
     stale: int = 0
     fallbacks: int = 0
@@ -256,11 +257,18 @@ class _Loop:
 
     def _evaluate(self) -> None:
         assert self.dev
-        values = self.dev.values(self._score)
+        scores = self._score(self.dev.pairs)
+        values = self.dev.values(lambda pairs: scores)
         value = float(np.mean(values))
-        kept = value > self.state.best
+        # A served order often is the retriever's own at every step: of equals, the better reranker is kept.
+        alone = float(np.mean(self.dev.reranked(lambda pairs: scores)))
+        equal = abs(value - self.state.best) <= HAIR
+        kept = value > self.state.best + (HAIR if self.dev.watch == "served" else 0) or (
+            equal and alone > self.state.alone
+        )
         if kept:
             self.state.best, self.state.best_step, self.state.stale = value, self.state.step, 0
+            self.state.alone = alone
             checkpoint.save_best(self.checkpoints, self.state.step, self._bare())
         else:
             self.state.stale += 1

@@ -61,8 +61,10 @@ class DevSet:
 
     def values(self, score: Score) -> Values:
         """The same query by query; all 0 when a score is not finite: that is no order."""
-        if self.watch == "served":
-            return self.choose(score)[1]
+        return self.choose(score)[1] if self.watch == "served" else self.reranked(score)
+
+    def reranked(self, score: Score) -> Values:
+        """The metric of the model's own order, whatever is watched."""
         scores = self._finite(score)
         if scores is None:
             return self._nothing()
