@@ -185,6 +185,12 @@ def test_one_query_keeps_what_is_served_and_equals_do_too():
     assert len(blend_settings(20)) == 61
 
 
+def test_a_gap_that_prints_as_nothing_has_no_shares():
+    told = ladder(random_case())
+    assert replace(told, gap=4e-5).values()["residual_share"] is None
+    assert replace(told, gap=6e-5).values()["residual_share"] is not None
+
+
 def test_a_lead_is_told_in_numbers_without_shares():
     told = Ladder("ndcg@10", 0.01, (Rung("blended", -0.02, -2.0, "the retriever's score"),), 0.03, None, ()).lines()
     assert "of the lead, -0.0200 is the retriever's score" in told

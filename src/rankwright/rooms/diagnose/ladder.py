@@ -110,8 +110,11 @@ def ladder(case: Case, *, closed: float | None = None) -> Ladder:
     return Ladder(case.metric, gap, tuple(rungs), residual, closed, tuple(skipped))
 
 
+_NO_GAP = 5e-5  # it prints as 0.0000, and shares of it run to thousands of per cent
+
+
 def _share(part: float, gap: float) -> float | None:
-    return part / gap if abs(gap) > 1e-12 else None
+    return part / gap if abs(gap) >= _NO_GAP else None
 
 
 def _lists(retrieved: Run, reranked: Run, qrels: Qrels, case: Case) -> Lists:
