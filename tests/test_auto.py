@@ -154,6 +154,29 @@ def test_a_rival_that_is_better_beyond_the_noise_is_chosen(untrained, tmp_path):
     assert chosen["low"] > 0
 
 
+def test_where_the_served_order_does_not_move_the_models_own_order_tells_rivals_apart(untrained, monkeypatch, tmp_path):
+    """Every trial serves as the retriever does; one rival's own order is the labels', the others' is the reverse."""
+
+    def score(model, pairs):
+        trained = dict(untrained).get(model.parent.name)
+        sign = 1.0 if trained is not None and trained.loss == {"listwise": 1.0} else -1.0
+        wanted = {
+            (case.collection.queries[query], case.collection.documents[document])
+            for query, found in case.collection.qrels["dev"].items()
+            for document in found
+        }
+        return np.array([sign * (pair in wanted) for pair in pairs], dtype=np.float32)
+
+    def as_retrieved(dev, score):
+        return 0.0, dev.reranked(lambda pairs: -np.arange(len(pairs), dtype=np.float32))
+
+    monkeypatch.setattr(trying.DevSet, "choose", as_retrieved)
+    case = made_case(score)
+    found = search(case, "one", auto(budget="100000 pairs", base="reranker"), tmp_path)
+    assert found.trainings["one"]["loss"] == {"listwise": 1.0}
+    assert any(reason.startswith("recipe: no kl (") and "its own order is better" in reason for reason in found.reasons)
+
+
 def test_a_second_round_that_dev_prefers_is_written_as_two_trainings(untrained, monkeypatch, tmp_path):
     """The trial that differs from another by its groups alone ranks as the labels do: the second round's."""
 

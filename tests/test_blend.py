@@ -48,11 +48,31 @@ def test_a_reranker_that_knows_nothing_gets_weight_0_or_next_to_it_and_the_retri
 
 def test_the_grid_holds_what_the_measured_run_gives():
     retrieved, reranked, qrels = world((1, 1), (0.7, 0.7))
-    choice = blend(retrieved, reranked, qrels, SECTION, depth=20)
+    choice = blend(retrieved, reranked, qrels, BlendSection(guard=0), depth=20)
     run = blended(retrieved, reranked, choice, depth=20)
     value = per_query(run, qrels, ["ndcg@10"])["ndcg@10"].mean()
     assert value == pytest.approx(choice.blended)
     assert np.max(choice.grid) == pytest.approx(choice.blended)
+
+
+def test_what_luck_alone_gains_on_dev_gets_less_weight():
+    """A reranker of nothing but noise: some weight always looks best on few queries."""
+    lucky = guarded = 0.0
+    for seed in range(10):
+        retrieved, reranked, qrels = world((1, 0), (0.6, 0.3), queries=30, seed=seed)
+        lucky += blend(retrieved, reranked, qrels, BlendSection(guard=0), depth=20).weight
+        guarded += blend(retrieved, reranked, qrels, SECTION, depth=20).weight
+    assert lucky / 10 > 0.1
+    assert guarded < 0.8 * lucky
+
+
+def test_within_the_guard_the_whole_depth_comes_before_another_and_the_smallest_weight_first():
+    retrieved, reranked, qrels = world((1, 1), (0.7, 0.7))
+    best = blend(retrieved, reranked, qrels, BlendSection(guard=0), depth=20)
+    near = blend(retrieved, reranked, qrels, BlendSection(guard=3), depth=20)
+    assert near.depth == 20
+    assert near.weight < best.weight
+    assert near.blended <= best.blended
 
 
 def test_depths_end_at_what_was_reranked():

@@ -26,6 +26,10 @@ from rankwright.recipes import RecipeName, filled
 Split = Literal["train", "dev", "test"]
 LossName = Literal["listwise", "bce", "ranknet", "lambda", "margin-mse", "kl"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+MergeMethod = Literal["linear", "slerp", "task-arithmetic", "ties", "dare", "cocktail"]
+
+OF_DIFFERENCES = ("task-arithmetic", "ties", "dare")
+"""Merge methods that add what the others differ in to the first model, which has no weight of its own."""
 
 METRICS = ("mrr@1", "mrr@10", "mrr@100", "recall@1", "recall@10", "recall@100", "ndcg@10", "map")
 
@@ -293,23 +297,67 @@ class Training(Section):
 
 
 class MergeSection(Section):
-    """Which models to average into one."""
+    """Which models to merge into one, and how; or find the weight on dev."""
 
     models: list[str] = Field(
         default_factory=lambda: ["base", "finetuned"],
         min_length=1,
-        description="base, trainings, or models from outside",
+        description="base, trainings, or models from outside; the first is what the others started from",
     )
-    method: Literal["linear"] = Field("linear", description="the weighted average of every tensor")
-    weights: list[float] | None = Field(None, description="one a model, summing to 1 (default: equal)")
+    method: MergeMethod = Field("linear", description="linear, slerp, task-arithmetic, ties, dare, or cocktail")
+    weight: float | Literal["sweep"] | None = Field(
+        None, description="how far from the first model towards the others: 0 to 1, or sweep: found on dev"
+    )
+    weights: list[float] | None = Field(
+        None, description="one a model, summing to 1 (default: equal); task-arithmetic, ties, dare: all but the first"
+    )
+    layers: dict[str, list[float]] = Field(
+        default_factory=dict, description="weights of some tensors, by a pattern of their names: '*.layer.0.*'"
+    )
+    head: Literal["keep", "rescale"] = Field(
+        "keep", description="rescale: bring the models' logits to the first one's mean and spread before mixing"
+    )
+    density: float = Field(0.5, gt=0, le=1, description="ties, dare: the share of each difference that is kept")
+    temperature: float = Field(5.0, gt=0, description="cocktail: weights are softmax(-loss / temperature)")
+    examples: int = Field(50, ge=1, description="cocktail: dev queries whose loss gives the weights")
+    steps: int = Field(4, ge=2, description="sweep: weights 0, 1/steps, …, 1; then half-way on both sides of the best")
+    choose_by: str = Field("ndcg@10", description="sweep: the metric, on dev and on the general collection")
+    watch: Literal["reranked", "served"] = Field("reranked", description="sweep: the order on dev that is measured")
+    tolerance: float = Field(0.005, ge=0, description="sweep: what may be lost on the general collection")
+    queries: int = Field(150, ge=1, description="sweep: dev queries, and general ones, at most")
+    depth: int = Field(20, ge=2, description="sweep: candidates a query")
+    workers: int = Field(1, ge=1, description="sweep: weights tried at a time, each in a process of its own")
+    seed: int | None = Field(None, ge=0, description="dare: of what is dropped (default: the experiment's)")
 
     @model_validator(mode="after")
-    def _one_weight_each(self) -> MergeSection:
-        if self.weights is not None and len(self.weights) != len(self.models):
-            raise ValueError(f"{len(self.models)} models need {len(self.models)} weights, not {len(self.weights)}")
-        if self.weights is not None and abs(sum(self.weights) - 1) > 1e-6:
-            raise ValueError(f"the weights sum to {sum(self.weights):g}, not to 1")
+    def _weights_fit(self) -> MergeSection:
+        if self.weight is not None and self.weights is not None:
+            raise ValueError("give `weight` or `weights`, not both")
+        if self.method == "cocktail" and (self.weight, self.weights) != (None, None):
+            raise ValueError("cocktail finds its weights by itself; leave out `weight` and `weights`")
+        if self.method == "slerp" and len(self.models) != 2:
+            raise ValueError(f"slerp is between two models, not {len(self.models)}")
+        if isinstance(self.weight, float) and not 0 <= self.weight <= 1:
+            raise ValueError(f"weight {self.weight:g} is not between 0 and 1")
+        if self.weight == "sweep" and self.layers:
+            raise ValueError("a sweep has one weight for all layers; leave out `layers`")
+        for weights in [*([] if self.weights is None else [self.weights]), *self.layers.values()]:
+            self._fit(weights)
         return self
+
+    def _fit(self, weights: list[float]) -> None:
+        wanted = len(self.models) - 1 if self.method in OF_DIFFERENCES else len(self.models)
+        if len(weights) != wanted:
+            what = "models after the first" if self.method in OF_DIFFERENCES else "models"
+            raise ValueError(f"{wanted} {what} need {wanted} weights, not {len(weights)}")
+        if self.method not in OF_DIFFERENCES and abs(sum(weights) - 1) > 1e-6:
+            raise ValueError(f"the weights sum to {sum(weights):g}, not to 1")
+
+    def at(self, weight: float) -> list[float]:
+        """The weights so far from the first model towards the others, which share alike."""
+        others = len(self.models) - 1
+        shares = [weight / others] * others if others else []
+        return shares if self.method in OF_DIFFERENCES else [1 - weight if others else 1.0, *shares]
 
 
 class RerankSection(Section):
@@ -339,6 +387,7 @@ class BlendSection(Section):
 
     metric: str = Field("ndcg@10", description="the metric that chooses, on dev")
     steps: int = Field(20, ge=1, description="weights tried: 0, 1/steps, …, 1")
+    guard: float = Field(0.5, ge=0, description="standard errors within which a simpler order is as good as the best")
     depths: list[int] = Field(
         default_factory=lambda: [5, 10, 20, 50, 100], min_length=1, description="depths tried, beside rerank.depth"
     )

@@ -157,7 +157,9 @@ class _Search:
             return start, None
         entered = everyone[:count]
         small = self._raced(entered, base, each)
-        rested = sorted((one for one in entered[1:] if one.name in small), key=lambda one: -small[one.name].mean)
+        rested = sorted(
+            (one for one in entered[1:] if one.name in small), key=lambda one: small[one.name].rank, reverse=True
+        )
         best = rested[: _promoted(count)]
         against = small[start.name].array()
         for recipe in (start, *rested):
@@ -208,20 +210,37 @@ class _Search:
     def _final(
         self, start: Recipe, best: list[Recipe], results: dict[str, Result], entered: int
     ) -> tuple[Recipe, Result]:
-        """The best rival, where it is above the first recipe beyond the noise of so many that have entered."""
-        against = results[start.name].array()
-        rival = max(best, key=lambda recipe: results[recipe.name].mean)
+        """The best rival, where it is above the first recipe beyond the noise of so many that have entered.
+
+        Above in the order that is served; or, where no rival is, in its own order, if it serves no worse: short trials
+        often leave the served order as it was.
+        """
+        first_result, seed = results[start.name], self.case.seed
+        against = first_result.array()
+        rival = max(best, key=lambda recipe: results[recipe.name].rank)
         gains = results[rival.name].array() - against
-        low, high = beyond(gains, self.case.seed, entered)
-        chosen = rival if low > 0 else start
+        low, high = beyond(gains, seed, entered)
+        chosen, why = (rival, rival.why) if low > 0 else (start, "the first stays: no rival is above it")
+        if chosen is start and (other := self._better_alone(first_result, best, results, entered)):
+            chosen, why = other, f"{other.why}; it serves no worse, and its own order is better"
         for recipe in (start, *best):
             note = "chosen" if recipe is chosen else ""
             self.record.add(results[recipe.name], against, recipe.name, note, rivals=entered)
         gain = f"{float(np.mean(gains)):+.4f} [{low:+.4f}, {high:+.4f}]"
         what = f"{rival.name} against {start.name}: {gain} on {len(against)} dev queries"
-        why = chosen.why if chosen is rival else "the first stays: no rival is above it beyond dev's noise"
-        self.record.reasons.append(f"recipe: {chosen.name} ({why}; {what})")
+        self.record.reasons.append(f"recipe: {chosen.name} ({why} beyond dev's noise; {what})")
         return chosen, results[chosen.name]
+
+    def _better_alone(
+        self, against: Result, best: list[Recipe], results: dict[str, Result], entered: int
+    ) -> Recipe | None:
+        """The rival whose own order is above the first recipe's beyond the noise, of those that serve no worse."""
+        fair = [recipe for recipe in best if results[recipe.name].rank[0] >= against.rank[0]]
+        if not fair:
+            return None
+        rival = max(fair, key=lambda recipe: results[recipe.name].rank[1])
+        gains = np.array(results[rival.name].alone) - np.array(against.alone)
+        return rival if beyond(gains, self.case.seed, entered)[0] > 0 else None
 
     def _enter(self, start: Recipe, everyone: int) -> tuple[int, int]:
         """How many recipes enter, the first one counted, and with how many pairs each; (0, 0) where two are too dear.

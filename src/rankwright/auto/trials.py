@@ -1,8 +1,8 @@
 """One small training and what dev says of it, kept by its key.
 
-In: a Recipe, a base, and how many pairs. Out: a Result: the served metric (blended with the retriever's score) of every
-dev query. A trial that was made before, by this search or one that was stopped, is not made again. It does not know
-which recipes there are, nor what is chosen.
+In: a Recipe, a base, and how many pairs. Out: a Result: the metric of every dev query, in the order that is served
+(blended with the retriever's score) and in the model's own. A trial that was made before, by this search or one that
+was stopped, is not made again. It does not know which recipes there are, nor what is chosen.
 
     trials/KEY/result.json   what dev says
     trials/KEY/model         the trained model, until it is forgotten; made again where it is asked for
@@ -37,21 +37,34 @@ NOT_TRAINING = {"recipe", "budget", "bases", "base", "mine", "seed"}
 
 @dataclass(frozen=True)
 class Result:
-    """What dev says of a trial. `values` is the served metric a query, `weight` the blend's, `pairs` those trained."""
+    """What dev says of a trial.
+
+    `values` is the served metric a query, `alone` that of the model's own order; `weight` the blend's, `pairs` those
+    trained.
+    """
 
     key: str
     name: str
     pairs: int
     weight: float
     values: tuple[float, ...]
+    alone: tuple[float, ...] = ()
 
     @property
     def mean(self) -> float:
         """The served metric's mean."""
         return float(np.mean(self.values)) if self.values else 0.0
 
+    @property
+    def rank(self) -> tuple[float, float]:
+        """What trials are sorted by: the served mean and, where it is equal to six digits, the mean of its own order.
+
+        Short trials often leave the served order as the retriever has it; then only their own orders differ.
+        """
+        return round(self.mean, 6), float(np.mean(self.alone)) if self.alone else 0.0
+
     def array(self) -> NDArray[np.float64]:
-        """The values as an array (queries,)."""
+        """The served values as an array (queries,)."""
         return np.array(self.values)
 
 
@@ -127,10 +140,12 @@ class Trials:
         self.purse.pay(scored=self.asked)
         if file.exists():
             values = json.loads(file.read_text(encoding="utf-8"))
-            found = Result(**{**values, "values": tuple(values["values"])})
+            found = Result(**{**values, "values": tuple(values["values"]), "alone": tuple(values["alone"])})
         else:
-            weight, each = self.dev.choose(self.case.scores_of(model))
-            found = Result(key, name, pairs, weight, tuple(each.tolist()))
+            scores = self.case.scores_of(model)(self.dev.pairs)
+            weight, each = self.dev.choose(lambda _: scores)
+            alone = self.dev.reranked(lambda _: scores)
+            found = Result(key, name, pairs, weight, tuple(each.tolist()), tuple(alone.tolist()))
             write_json(file, asdict(found))
         say(f"{name}, {pairs:,} pairs: {self.dev.metric} {found.mean:.4f} served on dev, weight {found.weight:g}")
         return found

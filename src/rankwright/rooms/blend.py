@@ -71,8 +71,9 @@ class Fusion:
 def blend(retrieved: Run, reranked: Run, qrels: Qrels, section: BlendSection, *, depth: int) -> Choice:
     """Choose weight and depth for one arm on dev; `depth` candidates were reranked.
 
-    The best dev mean wins; of equals the smaller weight, then the smaller depth: the simpler order. Weight 0 keeps the
-    retriever's order.
+    The best dev mean of many is partly luck. So a simpler order is taken where it is within `section.guard` standard
+    errors of the best one (of their paired differences): the whole depth before others, then the smallest weight, then
+    the smallest depth. Weight 0 keeps the retriever's order.
 
     Raises:
         DataError: no dev query has a relevant document.
@@ -82,12 +83,10 @@ def blend(retrieved: Run, reranked: Run, qrels: Qrels, section: BlendSection, *,
         raise DataError("no dev query has a relevant document to choose a blend by", hint="blend: null, or another dev")
     weights = tuple(round(step / section.steps, 6) for step in range(section.steps + 1))
     depths = tuple(sorted({min(wanted, depth) for wanted in (*section.depths, depth)}))
-    grid = np.array(
-        [[_mean(lists, weight, at, section.metric).mean() for at in depths] for weight in weights], dtype=np.float64
-    )
-    # A last bit must not choose: equal to twelve digits is equal.
-    row, column = np.unravel_index(int(np.argmax(np.round(grid, 12))), grid.shape)
-    weight, chosen = weights[int(row)], depths[int(column)]
+    values = np.array([[_mean(lists, weight, at, section.metric) for at in depths] for weight in weights])
+    grid = values.mean(axis=2)
+    row, column = _simplest(values, depths.index(depth), section.guard)
+    weight, chosen = weights[row], depths[column]
     own, served = (_mean(lists, *at, section.metric) for at in ((weight, chosen), (1.0, depth)))
     low, high = stats.paired_bootstrap(
         own - served, resamples=_RESAMPLES, confidence=0.95, rng=np.random.default_rng(0)
@@ -141,6 +140,19 @@ def fused(runs: Mapping[str, Run], fusion: Fusion) -> dict[str, Run]:
     """The measured split's runs of both fusions: ``rrf`` and ``fused``."""
     own = [runs[name] for name in fusion.weights]
     return {RRF: rrf(own), FUSED: weighted(own, list(fusion.weights.values()))}
+
+
+def _simplest(values: Values, whole: int, guard: float) -> tuple[int, int]:
+    """Of `values` (weights, depths, queries): the place of the simplest order that is as good as the best."""
+    grid = values.mean(axis=2)
+    best = values[np.unravel_index(int(np.argmax(np.round(grid, 12))), grid.shape)]
+    behind = best - values
+    # A last bit must not choose: equal to twelve digits is equal.
+    near = behind.mean(axis=2) <= guard * behind.std(axis=2) / np.sqrt(values.shape[2]) + 1e-12
+    if near[:, whole].any():
+        return int(np.argmax(near[:, whole])), whole
+    row = int(np.argmax(near.any(axis=1)))
+    return row, int(np.argmax(near[row]))
 
 
 def _mean(lists: Lists, weight: float, depth: int, metric: str) -> Values:
