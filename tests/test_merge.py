@@ -15,10 +15,9 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from rankwright.errors import ArtefactError, ConfigError, DiskError, ModelError
-from rankwright.rooms import merge as room
-from rankwright.rooms.merge import merge
+from rankwright.rooms.merge import Recipe, merge
 from rankwright.sections import MergeSection
-from rankwright.toolbox import mixing
+from rankwright.toolbox import mixing, tensors
 
 PAIRS = [
     ("which fruit is red", "apple"),
@@ -76,7 +75,7 @@ def test_the_merged_tensors_are_numpys_weighted_average(tiny_reranker, tmp_path,
     for name, tensor in merged.items():
         stacked = np.stack([tensors[name].double().numpy() for tensors in held])
         expected = np.average(stacked, axis=0, weights=weights).astype(np.float32)
-        np.testing.assert_allclose(tensor.numpy(), expected, rtol=1e-7, atol=1e-9)
+        np.testing.assert_allclose(tensor.numpy(), expected, rtol=3e-7, atol=1e-8)
 
 
 def test_a_model_merged_with_itself_is_the_same_file_bit_for_bit(tiny_reranker, tmp_path):
@@ -226,9 +225,9 @@ def test_settings_that_change_no_score_may_differ(tiny_reranker, other, tmp_path
     assert (tmp_path / "out/config.json").exists()
 
 
-def test_an_encoder_without_a_head_is_refused(tiny_reranker, tiny_encoder, tmp_path):
+def test_encoders_without_any_head_among_them_are_refused(tiny_encoder, tmp_path):
     with pytest.raises(ModelError, match=r"no classification head \(architecture: BertModel\)") as caught:
-        merge([tiny_reranker, tiny_encoder], section(), tmp_path / "out")
+        merge([tiny_encoder, tiny_encoder], section(), tmp_path / "out")
     assert caught.value.where == str(tiny_encoder)
 
 
@@ -339,10 +338,10 @@ def test_an_earlier_merge_is_replaced_and_a_persons_folder_is_not(tiny_reranker,
 
 
 def test_a_full_disk_is_one_clear_error_that_leaves_nothing(tiny_reranker, other, tmp_path, monkeypatch):
-    def full(self, name, tensor):
+    def full(self, name, piece):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(room._StreamingWriter, "write", full)
+    monkeypatch.setattr(tensors.Writer, "write", full)
     with pytest.raises(DiskError, match="No space left on device"):
         merge([tiny_reranker, other], section(), tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["other"]
@@ -352,62 +351,399 @@ def test_a_merge_killed_half_way_leaves_nothing_to_load_and_the_next_one_succeed
     script = """
         import os, signal, sys
         from pathlib import Path
-        from rankwright.rooms import merge as room
+        from rankwright.rooms.merge import Recipe, merge
         from rankwright.sections import MergeSection
+        from rankwright.toolbox.tensors import Writer
 
-        write, written = room._StreamingWriter.write, []
+        write, written = Writer.write, []
 
-        def write_some(self, name, tensor):
-            write(self, name, tensor)
+        def write_some(self, name, piece):
+            write(self, name, piece)
             written.append(name)
             if len(written) == 20:
+                self._file.flush()
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        room._StreamingWriter.write = write_some
+        Writer.write = write_some
         first, second, out = map(Path, sys.argv[1:])
-        room.merge([first, second], MergeSection(), out)
+        merge([first, second], MergeSection(), out)
     """
     out = tmp_path / "out"
     command = [sys.executable, "-c", textwrap.dedent(script), *map(str, (tiny_reranker, other, out))]
     finished = subprocess.run(command, env=os.environ, capture_output=True, check=False)
     assert finished.returncode == -signal.SIGKILL, finished.stderr.decode()
     assert not out.exists()
-    assert not list(tmp_path.glob(".out*/config.json"))
+    assert [path.name for path in tmp_path.glob(".out*/*")] == ["model.safetensors"]
     merge([tiny_reranker, other], section(), out)
     merge([tiny_reranker, other], section(), tmp_path / "whole")
     assert (out / "model.safetensors").read_bytes() == (tmp_path / "whole/model.safetensors").read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "out", "whole"]
 
 
-def test_models_are_read_one_tensor_name_at_a_time(tiny_reranker, other, tmp_path, monkeypatch):
-    read, events = room._Weights.read, []
-    mix = mixing.METHODS["linear"]
+def test_no_read_is_larger_than_a_block(tiny_reranker, other, tmp_path, monkeypatch):
+    read, asked = os.preadv, []
 
-    def noted(self, name):
-        events.append(name)
-        return read(self, name)
+    def noted(file, buffers, offset):
+        asked.extend(len(buffer) for buffer in buffers)
+        return read(file, buffers, offset)
 
-    monkeypatch.setattr(room._Weights, "read", noted)
-    monkeypatch.setitem(
-        mixing.METHODS, "linear", lambda tensors, weights: events.append("mix") or mix(tensors, weights)
+    monkeypatch.setattr(mixing, "BLOCK", 100)
+    monkeypatch.setattr(os, "preadv", noted)
+    merge([tiny_reranker, other], section(), tmp_path / "out")
+    assert max(asked) == 400
+    monkeypatch.undo()
+    merge([tiny_reranker, other], section(), tmp_path / "expected")
+    merged, expected = (tmp_path / name / "model.safetensors" for name in ("out", "expected"))
+    assert merged.read_bytes() == expected.read_bytes()
+
+
+def test_a_plain_merge_imports_neither_torch_nor_transformers(tiny_reranker, other, tmp_path):
+    script = """
+        import sys
+        from pathlib import Path
+        from rankwright.rooms.merge import Recipe, merge
+        from rankwright.sections import MergeSection
+
+        first, second, out = map(Path, sys.argv[1:])
+        merge([first, second], MergeSection(), out)
+        print(*sorted({"torch", "transformers", "tokenizers", "safetensors", "scipy"} & sys.modules.keys()))
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script), *map(str, (tiny_reranker, other, tmp_path / "out"))]
+    assert subprocess.run(command, capture_output=True, check=True, text=True).stdout.split() == []
+
+
+# ------------------------------------------------------------------------------------------------- methods and weights
+
+
+METHODS = {
+    "linear": [0.3, 0.7],
+    "slerp": [0.3, 0.7],
+    "task-arithmetic": [0.6],
+    "ties": [0.6],
+    "dare": [0.6],
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_gives_what_mixing_gives_for_whole_arrays(tiny_reranker, other, tmp_path, method):
+    chosen = section(method=method, weights=METHODS[method], density=0.3, seed=5)
+    merge([tiny_reranker, other], chosen, tmp_path / "out")
+    recipe = Recipe(method, tuple(METHODS[method]), density=0.3, seed=5)
+    one, two, merged = (weights_of(folder) for folder in (tiny_reranker, other, tmp_path / "out"))
+    for name, tensor in merged.items():
+        arrays = [one[name].numpy(), two[name].numpy()]
+        expected = mixing.mixed(method, arrays, METHODS[method], recipe.settings(name))
+        np.testing.assert_array_equal(tensor.numpy(), expected)
+
+
+def test_what_dare_drops_depends_on_the_seed_and_the_tensors_name(tiny_reranker, other, tmp_path):
+    files = {}
+    for name, seed in {"one": 1, "same": 1, "two": 2}.items():
+        merge([tiny_reranker, other], section(method="dare", seed=seed), tmp_path / name)
+        files[name] = (tmp_path / name / "model.safetensors").read_bytes()
+    assert files["one"] == files["same"] != files["two"]
+    recipe = Recipe("dare", (1.0,), seed=1)
+    assert recipe.settings("a") == recipe.settings("a") != recipe.settings("b")
+
+
+@pytest.mark.parametrize(
+    ("settings", "weights", "found"),
+    [
+        ({"weight": 0.25}, None, (0.75, 0.25)),
+        ({"weight": 0.25, "method": "ties"}, None, (0.25,)),
+        ({"method": "task-arithmetic"}, None, (1.0,)),
+        ({"method": "slerp"}, None, (0.5, 0.5)),
+        ({"weight": "sweep"}, [0.9, 0.1], (0.9, 0.1)),
+        ({"weights": [0.5, 0.5]}, [0.9, 0.1], (0.9, 0.1)),
+    ],
+)
+def test_weights_come_from_the_sweep_the_section_or_a_default(tiny_reranker, tmp_path, settings, weights, found):
+    report = merge([tiny_reranker] * 2, section(**settings), tmp_path / "out", weights=weights)
+    assert report.weights == found
+    swept = "chosen on dev by a sweep" in (tmp_path / "out/README.md").read_text()
+    assert swept == (settings.get("weight") == "sweep")
+
+
+def test_cocktail_weights_are_the_softmax_of_losses_and_told(tiny_reranker, other, tmp_path):
+    losses = [0.5, 2.5]
+    report = merge([tiny_reranker, other], section(method="cocktail"), tmp_path / "out", losses=losses)
+    shares = np.exp(-np.array(losses) / 5)
+    np.testing.assert_allclose(report.weights, shares / shares.sum())
+    assert "softmax(-loss / 5) of the losses 0.5, 2.5" in (tmp_path / "out/README.md").read_text()
+    merge([tiny_reranker, other], section(weights=list(report.weights)), tmp_path / "linear")
+    merged, expected = (tmp_path / name / "model.safetensors" for name in ("out", "linear"))
+    assert merged.read_bytes() == expected.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("settings", "given", "told"),
+    [
+        ({"weight": "sweep"}, {}, "must be found"),
+        ({"method": "cocktail"}, {}, "give `losses`"),
+        ({"method": "cocktail"}, {"losses": [1.0]}, "one for each of 2 models, not 1"),
+        ({}, {"weights": [1.0]}, "needs 2 weights, not 1"),
+        ({}, {"weights": [1.0, 0.5]}, "sum to 1.5, not to 1"),
+        ({"method": "ties"}, {"weights": [0.5, 0.5]}, "needs 1 weights, not 2"),
+        ({"head": "rescale"}, {}, "give `probe`"),
+    ],
+)
+def test_what_must_be_found_first_is_asked_for(tiny_reranker, tmp_path, settings, given, told):
+    with pytest.raises(ConfigError, match=told):
+        merge([tiny_reranker] * 2, section(**settings), tmp_path / "out", **given)
+    assert not list(tmp_path.iterdir())
+
+
+def test_layers_have_the_weights_of_the_first_pattern_that_fits_them(tiny_reranker, other, tmp_path):
+    layers = {"*.layer.0.*": [0.0, 1.0], "bert.*": [1.0, 0.0]}
+    report = merge([tiny_reranker, other], section(weights=[0.5, 0.5], layers=layers), tmp_path / "out")
+    one, two, merged = (weights_of(folder) for folder in (tiny_reranker, other, tmp_path / "out"))
+    for name in merged:
+        if name.startswith("bert."):
+            assert torch.equal(merged[name], (two if ".layer.0." in name else one)[name])
+    assert not torch.equal(merged[HEAD], one[HEAD])
+    assert not torch.equal(merged[HEAD], two[HEAD])
+    assert report.lines()[0] == "linear: 0.5 model0 + 0.5 model1; *.layer.0.*: 0, 1; bert.*: 1, 0"
+    assert report.values()["layers"] == layers
+    assert "*.layer.0.*: 0, 1" in (tmp_path / "out/README.md").read_text()
+
+
+def test_a_pattern_that_fits_no_tensor_is_refused_with_names_like_it(tiny_reranker, tmp_path):
+    layers = {"bert.encoder.layer.7.output.dense.weight": [1.0, 0.0]}
+    with pytest.raises(ConfigError, match=r"bert\.encoder\.layer\.[01]\.output\.dense\.weight"):
+        merge([tiny_reranker] * 2, section(layers=layers), tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_report_has_cosines_a_table_and_plain_values(tiny_reranker, tmp_path):
+    def change(tensors):
+        tensors[HEAD] = -tensors[HEAD]
+        tensors["bert.pooler.dense.weight"] = tensors["bert.pooler.dense.weight"] * 2
+
+    other = remade(tiny_reranker, tmp_path / "other", change)
+    report = merge([tiny_reranker, other], section(method="ties", density=0.4), tmp_path / "out")
+    assert report.cosines[HEAD] == (pytest.approx(-1),)
+    assert report.cosines["bert.pooler.dense.weight"] == (pytest.approx(1),)
+    assert report.table(5) == [
+        "tensor                    distance  cosine",
+        "classifier.weight           2.0000  -1.0000",
+        "bert.pooler.dense.weight    0.5000  1.0000",
+    ]
+    assert len(report.table(1)) == 2
+    values = json.loads(json.dumps(report.values(), allow_nan=False))
+    assert values["distances"][HEAD] == [pytest.approx(2)]
+    assert (values["method"], values["weights"], values["density"], values["seed"]) == ("ties", [1.0], 0.4, None)
+    assert report.lines()[0] == "ties: model0 + 1 (model1 - model0); density 0.4"
+    assert "| model0 | where the others started |\n| model1 | 1 |" in (tmp_path / "out/README.md").read_text()
+
+
+# --------------------------------------------------------------------------------------------------------------- heads
+
+
+@pytest.fixture
+def bare(tiny_reranker, tmp_path):
+    """A plain encoder of the reranker's body, elsewhere in each tensor."""
+    from transformers import AutoModel
+
+    folder = remade(tiny_reranker, tmp_path / "bare", nudge(7))
+    AutoModel.from_pretrained(folder).save_pretrained(folder)
+    assert not any(name.startswith(("bert.", "classifier")) for name in weights_of(folder))
+    return folder
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2], [1, 2, 0]])
+def test_a_plain_encoder_is_merged_with_rerankers_and_has_no_say_in_the_head(
+    tiny_reranker, other, bare, tmp_path, order
+):
+    from transformers import AutoModelForSequenceClassification
+
+    models = [[bare, tiny_reranker, other][place] for place in order]
+    shares = [[0.5, 0.2, 0.3][place] for place in order]
+    names = [["base", "one", "two"][place] for place in order]
+    chosen = MergeSection(models=names, weights=shares)
+    report = merge(models, chosen, tmp_path / "out")
+    body, one, two, merged = (weights_of(folder) for folder in (bare, tiny_reranker, other, tmp_path / "out"))
+    assert merged.keys() == one.keys()
+    for name, tensor in merged.items():
+        if name.startswith("bert."):
+            expected = 0.5 * body[name.removeprefix("bert.")] + 0.2 * one[name] + 0.3 * two[name]
+        else:
+            expected = 0.4 * one[name] + 0.6 * two[name]
+        torch.testing.assert_close(tensor, expected, rtol=1e-6, atol=1e-8)
+    assert "base has no head: the head is one and two's" in report.lines()
+    assert json.loads((tmp_path / "out/config.json").read_text())["architectures"] == ["BertForSequenceClassification"]
+    _, info = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    assert None in report.distances[HEAD]
+    assert None not in report.distances["bert.pooler.dense.weight"]
+
+
+@pytest.mark.parametrize("method", ["task-arithmetic", "ties", "dare"])
+def test_differences_from_a_plain_encoder_leave_the_others_head(tiny_reranker, bare, tmp_path, method):
+    merge([bare, tiny_reranker], section(method=method, density=1.0), tmp_path / "out")
+    merged, one = weights_of(tmp_path / "out"), weights_of(tiny_reranker)
+    assert torch.equal(merged[HEAD], one[HEAD])
+    torch.testing.assert_close(merged["bert.pooler.dense.weight"], one["bert.pooler.dense.weight"])
+
+
+def test_a_language_model_is_a_body_and_its_pooler_may_lack(tiny_reranker, tmp_path):
+    def change(tensors):
+        for name in [name for name in tensors if "pooler" in name or name.startswith("classifier")]:
+            del tensors[name]
+        tensors["cls.predictions.bias"] = torch.zeros(7)
+        for old, new in {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}.items():
+            for name in [name for name in tensors if name.endswith(old)]:
+                tensors[name.replace(old, new)] = tensors.pop(name)
+
+    base = remade(tiny_reranker, tmp_path / "base", change)
+    edit_config(base, architectures=["BertForMaskedLM"], id2label=None)
+    report = merge([base, tiny_reranker], section(), tmp_path / "out")
+    assert (tmp_path / "out/model.safetensors").read_bytes() == (tiny_reranker / "model.safetensors").read_bytes()
+    assert "left out, since the merged model has no place for them: cls.predictions.bias" in report.lines()
+
+
+def test_a_plain_roberta_has_a_pooler_that_rerankers_lack(tiny_reranker, tmp_path):
+    from transformers import RobertaConfig, RobertaForSequenceClassification, RobertaModel
+
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    config = RobertaConfig(vocab_size=110, max_position_embeddings=34, num_labels=1, **sizes)
+    models = []
+    for kind in (RobertaModel, RobertaForSequenceClassification):
+        models.append(shutil.copytree(tiny_reranker, tmp_path / kind.__name__))
+        kind(config).save_pretrained(models[-1])
+    report = merge(models, section(weights=[0.25, 0.75]), tmp_path / "out")
+    body, one, merged = (weights_of(folder) for folder in (*models, tmp_path / "out"))
+    assert merged.keys() == one.keys()
+    name = "encoder.layer.0.output.dense.weight"
+    mean = 0.25 * body[name] + 0.75 * one[f"roberta.{name}"]
+    torch.testing.assert_close(merged[f"roberta.{name}"], mean, rtol=1e-6, atol=1e-8)
+    assert torch.equal(merged["classifier.out_proj.weight"], one["classifier.out_proj.weight"])
+    (line,) = [line for line in report.lines() if line.startswith("left out")]
+    assert line.endswith("roberta.pooler.dense.bias, roberta.pooler.dense.weight")
+
+
+def test_an_encoder_of_another_body_is_refused(tiny_reranker, bare, tmp_path):
+    tensors = weights_of(bare)
+    del tensors["encoder.layer.1.output.dense.weight"]
+    save_file(tensors, bare / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"only .* holds bert\.encoder\.layer\.1\.output\.dense\.weight"):
+        merge([bare, tiny_reranker], section(), tmp_path / "out")
+
+
+def test_a_head_that_was_trained_from_nothing_is_told(tiny_reranker, tmp_path):
+    def change(tensors):
+        nudge(3, size=0.001)(tensors)
+        tensors[HEAD] = torch.randn(tensors[HEAD].shape, generator=torch.Generator().manual_seed(1))
+
+    anew = remade(tiny_reranker, tmp_path / "anew", change)
+    report = merge([tiny_reranker, anew], section(), tmp_path / "out")
+    (line,) = [line for line in report.lines() if "from nothing" in line]
+    assert line.startswith(
+        f"the head of model1 was trained from nothing (cosine {report.cosines[HEAD][0]:.2f} to model0's)"
     )
-    report = merge([tiny_reranker, other], section(), tmp_path / "out")
-    assert events == [event for name in report.distances for event in (name, name, "mix")]
+    assert "layers: {'classifier.*': [0.0, 1.0]}" in line
+    alike = remade(tiny_reranker, tmp_path / "alike", nudge(3, size=0.001))
+    assert "from nothing" not in str(merge([tiny_reranker, alike], section(), tmp_path / "out").lines())
 
 
-def test_the_streaming_writer_writes_what_safetensors_would(tmp_path):
-    tensors = {"b": torch.randn(3, 2), "é": torch.tensor(2.5), "a": torch.empty(0, 4)}
-    layout = {name: ("F32", list(tensors[name].shape), tensors[name].numel() * 4) for name in sorted(tensors)}
-    with room._StreamingWriter(tmp_path / "ours", layout) as writer:
-        for name in layout:
-            writer.write(name, tensors[name])
-    save_file(tensors, tmp_path / "theirs", metadata={"format": "pt"})
-    assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
+def logits(folder):
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    batch = AutoTokenizer.from_pretrained(folder)(
+        *map(list, zip(*PAIRS, strict=True)), padding=True, return_tensors="pt"
+    )
+    with torch.no_grad():
+        return model(**batch).logits[:, 0].numpy()
 
 
-def test_the_streaming_writer_refuses_a_tensor_that_was_not_announced(tmp_path):
-    with (
-        room._StreamingWriter(tmp_path / "file", {"a": ("F32", [2], 8)}) as writer,
-        pytest.raises(ValueError, match="announced"),
-    ):
-        writer.write("a", torch.zeros(3))
+@pytest.fixture
+def louder(tiny_reranker, tmp_path):
+    """The same order of the pairs on another scale."""
+
+    def change(tensors):
+        tensors[HEAD] = tensors[HEAD] * 7
+        tensors["classifier.bias"] = tensors["classifier.bias"] + 2
+
+    return remade(tiny_reranker, tmp_path / "louder", change)
+
+
+def test_logits_on_another_scale_are_told(tiny_reranker, louder, tmp_path):
+    report = merge([tiny_reranker, louder], section(), tmp_path / "out", probe=logits)
+    one, two = logits(tiny_reranker), logits(louder)
+    assert [(own.mean, own.spread) for own in report.logits] == [
+        (pytest.approx(each.mean(), abs=1e-6), pytest.approx(each.std(), rel=1e-4)) for each in (one, two)
+    ]
+    assert report.lines()[-2].startswith("logits of the probe pairs: model0 mean ")
+    assert report.lines()[-1] == ("the logits of model1 are on another scale than those of model0: try head: rescale")
+    same = merge([tiny_reranker] * 2, section(), tmp_path / "out", probe=logits)
+    assert "another scale" not in str(same.lines())
+    assert same.values()["logits"][0] == same.values()["logits"][1]
+
+
+@pytest.mark.parametrize("weights", [[0.0, 1.0], [0.5, 0.5]])
+def test_rescaled_logits_have_the_first_models_mean_and_spread(tiny_reranker, louder, tmp_path, weights):
+    """Of one body and heads that differ by a scale, any mixture then scores like the first model."""
+    chosen = section(weights=weights, head="rescale")
+    report = merge([tiny_reranker, louder], chosen, tmp_path / "out", probe=logits)
+    np.testing.assert_allclose(logits(tmp_path / "out"), logits(tiny_reranker), atol=1e-6)
+    assert "rescaled before mixing" in report.lines()[-1]
+    assert "rescaled before mixing" in (tmp_path / "out/README.md").read_text()
+
+
+def test_another_models_logits_are_rescaled_exactly_and_one_without_a_head_is_left_alone(
+    tiny_reranker, other, bare, tmp_path
+):
+    chosen = section(3, weights=[0.0, 0.0, 1.0], head="rescale")
+    merge([bare, tiny_reranker, other], chosen, tmp_path / "out", probe=logits)
+    aim, found, before = logits(tiny_reranker), logits(tmp_path / "out"), logits(other)
+    assert found.mean() == pytest.approx(aim.mean(), abs=1e-6)
+    assert found.std() == pytest.approx(aim.std(), rel=1e-3)
+    np.testing.assert_allclose((found - found.mean()) / found.std(), (before - before.mean()) / before.std(), atol=1e-3)
+
+
+def test_without_a_bias_only_the_spread_is_matched_and_that_is_told(tiny_reranker, louder, tmp_path):
+    models = [
+        remade(model, tmp_path / f"unbiased{number}", lambda tensors: tensors.pop("classifier.bias"))
+        for number, model in enumerate((tiny_reranker, louder))
+    ]
+    made = iter([np.float32([0, 2, 4]), np.float32([1, 2, 3])])
+    report = merge(
+        models, section(weights=[0.0, 1.0], head="rescale"), tmp_path / "out", probe=lambda folder: next(made)
+    )
+    assert report.lines()[-1].startswith("classifier has no bias, so only the logits' spread was matched")
+    torch.testing.assert_close(weights_of(tmp_path / "out")[HEAD], 2 * weights_of(louder)[HEAD])
+
+
+@pytest.mark.parametrize(("given", "told"), [([1, 1, 1], "the same logit"), ([1, np.nan, 2], "not finite")])
+def test_logits_that_have_no_scale_are_refused(tiny_reranker, other, tmp_path, given, told):
+    def probe(folder):
+        return np.float32([1, 2, 3] if folder == tiny_reranker else given)
+
+    with pytest.raises(ModelError, match=told) as caught:
+        merge([tiny_reranker, other], section(head="rescale"), tmp_path / "out", probe=probe)
+    assert caught.value.where == str(other)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other"]
+
+
+def test_several_labels_are_not_rescaled(tiny_reranker, tmp_path):
+    def change(tensors):
+        tensors.update({HEAD: torch.randn(2, 32), "classifier.bias": torch.randn(2)})
+
+    model = remade(tiny_reranker, tmp_path / "two", change)
+    edit_config(model, id2label={"0": "no", "1": "yes"})
+    with pytest.raises(ConfigError, match="models of one logit, these have 2"):
+        merge([model, model], section(head="rescale"), tmp_path / "out", probe=logits)
+
+
+@pytest.mark.parametrize("change", ["padding", "nothing but vocab.txt"])
+def test_tokenizer_files_that_differ_in_bytes_alone_are_no_reason_to_refuse(tiny_reranker, other, tmp_path, change):
+    if change == "padding":
+        path = other / "tokenizer.json"
+        path.write_text(json.dumps(json.loads(path.read_text()), indent=1))
+        merge([tiny_reranker, other], section(), tmp_path / "out")
+    else:
+        slow = remade(tiny_reranker, tmp_path / "slow", nudge(2))
+        (slow / "tokenizer.json").unlink()
+        merge([tiny_reranker, slow], section(), tmp_path / "out")
+        merge([slow, slow], section(), tmp_path / "out")

@@ -99,11 +99,23 @@ def load_average(folder: Path, steps: Sequence[int], model: torch.nn.Module) -> 
     weights = [1 / len(steps)] * len(steps)
     with ExitStack() as stack:
         files = [stack.enter_context(safe_open(str(folder / f"recent-{step:06d}.safetensors"), "pt")) for step in steps]
-        mean = {name: mixing.linear([file.get_tensor(name) for file in files], weights) for name in files[0].keys()}  # noqa: SIM118
+        mean = {name: _mean([file.get_tensor(name) for file in files], weights) for name in files[0].keys()}  # noqa: SIM118
     made = folder / ".mean.new"  # by way of a file, since reading one knows how to treat shared weights
     save_file(mean, str(made))
     _put(made, model)
     made.unlink()
+
+
+def _mean(tensors: Sequence[torch.Tensor], weights: Sequence[float]) -> torch.Tensor:
+    """Their weighted mean in the first one's dtype; of whole numbers, which a training leaves alone, the first."""
+    import torch
+
+    first = tensors[0]
+    if not first.is_floating_point():
+        return first
+    wide = torch.float64 if first.dtype == torch.float64 else torch.float32
+    arrays = [tensor.to(wide).numpy() for tensor in tensors]
+    return torch.from_numpy(mixing.mixed("linear", arrays, weights)).to(first.dtype)
 
 
 def _keep(folder: Path, name: str, model: torch.nn.Module) -> None:
