@@ -151,7 +151,7 @@ def test_the_reason_is_the_changed_key_and_then_the_stage_before(finished, tiny_
     assert plan["mine"] == ("run", "mine.negatives: 3 -> 2")
     assert plan["train/distilled"] == ("run", "mine is new")
     assert plan["train/finetuned"] == ("run", "mine is new; train/distilled is new")
-    assert plan["report"][1] == "blend is new; diagnose is new; and 4 more"
+    assert plan["report"][1] == "blend is new; diagnose is new; and 5 more"
 
 
 def test_a_dry_run_of_what_was_never_run_runs_all_and_touches_nothing(tmp_path, tiny_experiment):

@@ -14,10 +14,12 @@ import pytest
 from rankwright.core import Run
 from rankwright.rooms import report as room
 from rankwright.rooms.evaluate import evaluate
+from rankwright.rooms.general import General
 from rankwright.rooms.report import ReportView, parts, queries, report
 from rankwright.rooms.report.view import shown_arm
 from rankwright.sections import EvaluateSection
 from rankwright.toolbox import charts
+from rankwright.toolbox.front import Trial, judge
 
 ATTACK = "<script>alert(1)</script> & \"quoted\" 'text'"
 WHY = {
@@ -581,3 +583,94 @@ def test_a_large_experiment_keeps_the_page_below_three_megabytes():
     documents = dict.fromkeys(ids, "wörter < " * 100)
     html = report(make_view(runs=runs, qrels=qrels, table=table, documents=documents, queries={}, examples=1000))
     assert 1_500_000 < len(html.encode()) < 3_000_000
+
+
+def a_sweep(*, general=True):
+    def trial(name, weight, inside, outside):
+        spread = np.linspace(-0.01, 0.01, 5)
+        own = tuple((outside + spread).tolist()) if general else ()
+        return Trial(name, weight, (weight or 0.0,), tuple((inside + spread).tolist()), own)
+
+    means = {0.0: (0.4, 0.6), 0.5: (0.45, 0.598), 0.75: (0.44, 0.59), 1.0: (0.5, 0.58)}
+    trials = [trial(f"weight {weight:g}", weight, *own) for weight, own in means.items()]
+    return judge([*trials, trial("<seed-1> alone", None, 0.47, 0.58)], "ndcg@10", 0.005).values()
+
+
+def test_a_sweep_shows_its_trials_the_front_the_choice_and_the_rule(page):
+    assert page.count("section", id="merging") == page.count("a", href="#merging") == 0
+    found = a_sweep()
+    html = report(make_view(sweep=found))
+    shown = Page(html)
+    assert shown.count("section", id="merging") == shown.count("a", href="#merging") == 1
+    for words in (
+        "measured on 5 dev queries and 5 of the general collection",
+        "weight 0.5 0.4500 +0.0500 [+0.0500, +0.0500] 0.5980 -0.0020 [-0.0020, -0.0020] front, chosen",
+        "weight 0 0.4000 – 0.6000 – front",
+        "<seed-1> alone 0.4700",
+        f"The rule: {found['rule']}. weight 0.5 is chosen. {found['kept']}.",
+    ):
+        assert words in shown.text
+    assert shown.count("tr", **{"class": "chosen"}) == 1
+    assert shown.count("rect", **{"class": "allowed"}) == 1
+    assert len(shown.ids) == len(set(shown.ids))
+    assert "<seed-1>" not in html
+
+
+def test_the_tradeoff_joins_the_weights_and_marks_front_choice_and_what_may_be_chosen():
+    plot = parts.sweep(a_sweep()).plot
+    allowed, line, *spots = plot.marks
+    first, half, most, whole, alone = spots
+    assert [spot["name"] for spot in spots] == ["0", "0.5", "0.75", "1", "<seed-1> alone"]
+    assert line["line"] == " ".join(f"{spot['x']},{spot['y']}" for spot in spots[:4])
+    assert [spot["front"] for spot in spots] == [True, True, False, True, False]
+    assert [spot["chosen"] for spot in spots] == [False, True, False, False, False]
+    assert [spot["on_line"] for spot in spots] == [True, True, True, True, False]
+    assert first["x"] > half["x"] > allowed["allowed"] > most["x"] > whole["x"] == alone["x"]
+    assert whole["y"] < alone["y"] < half["y"] < most["y"] < first["y"]
+    assert "0.5: 0.4500 against 0.5980 (front, chosen); 0.75: 0.4400 against 0.5900;" in plot.description
+    assert "what may be chosen lies at 0.5950 or above on nDCG@10 in general" in plot.description
+
+
+def test_names_in_a_tradeoff_do_not_lie_on_each_other():
+    crowd = [charts.Spot(f"point {place}", 0.5 + place / 10_000, 0.5, on_line=False) for place in range(3)]
+    plot = charts.tradeoff("crowd", ("x", "y"), [*crowd, charts.Spot("far", 0.9, 0.9)], 0.0)
+    boxes = []
+    for mark in plot.marks:
+        if "name" in mark:
+            wide = 6 * len(mark["name"])
+            left = mark["at"] - {"start": 0, "middle": wide / 2, "end": wide}[mark["anchor"]]
+            boxes.append((left, left + wide, mark["beneath"]))
+    assert len(boxes) == 4
+    assert all(0 <= left < right <= plot.width for left, right, _ in boxes)
+    for (left, right, y), (start, end, beneath) in itertools.combinations(boxes, 2):
+        assert right <= start or end <= left or abs(y - beneath) >= 12
+
+
+def test_a_sweep_without_a_general_collection_has_a_table_and_no_plot():
+    shown = Page(report(make_view(sweep=a_sweep(general=False))))
+    assert shown.count("section", id="merging") == 1
+    assert shown.count("rect", **{"class": "allowed"}) == 0
+    assert "generality was not looked at" in shown.text
+    assert "change from the first" not in shown.text
+    assert "weight 1 0.5000 +0.1000 [+0.1000, +0.1000] front, chosen" in shown.text
+
+
+def test_the_general_collection_is_told_below_the_table():
+    from rankwright.toolbox.table import in_words
+
+    view = make_view()
+    rng = np.random.default_rng(1)
+    values = {arm: rng.uniform(size=40) for arm in ("retrieval", "base", "finetuned")}
+    general = General("ndcg@10", tuple(map(str, range(40))), values).table(
+        "base", EvaluateSection(bootstrap=100), source="<docs>:", beside="ndcg@10", seed=0
+    )
+    table = {**view.table, "general": general}
+    html = report(dataclasses.replace(view, table=table))
+    shown, words = Page(html), in_words(table).general
+    assert "In general (<docs>:, nDCG@10, 40 queries)" in shown.text
+    assert "<docs>" not in html
+    assert shown.count("table", **{"class": "result general"}) == 1
+    for name, cells in words.rows:
+        assert " ".join([name, *(f"{cell.mean} {cell.interval}".strip() for cell in cells)]) in shown.text
+    for line in words.legend:
+        assert line in shown.text

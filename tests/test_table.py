@@ -139,3 +139,72 @@ def test_markdown_shows_markup_as_text():
     odd = copy.deepcopy(TABLE)
     odd["provenance"] = {"model": "<img src=x> *a* | b\n# c"}
     assert r"- model: \<img src=x\> \*a\* \| b # c" in tables.markdown(odd).splitlines()
+
+
+GENERAL: tables.GeneralTable = {
+    "metric": "ndcg@10",
+    "source": "docstrings:",
+    "queries": 100,
+    "against": "base",
+    "confidence": 0.95,
+    "bootstrap": 2000,
+    "beside": "recall@100",
+    "cells": [
+        {"arm": "retrieval", "mean": 0.7, "low": 0.65, "high": 0.75}
+        | {"change": {"value": 0.02, "low": 0.01, "high": 0.03}},
+        {"arm": "base", "mean": 0.68, "low": 0.63, "high": 0.73, "change": None},
+        {"arm": "finetuned", "mean": 0.61, "low": 0.56, "high": 0.66}
+        | {"change": {"value": -0.07, "low": -0.1, "high": -0.04}},
+        {"arm": "elsewhere", "mean": 0.6799, "low": 0.63, "high": 0.73}
+        | {"change": {"value": -0.0001, "low": -0.01, "high": 0.01}},
+    ],
+}
+BOTH: tables.Table = {**TABLE, "general": GENERAL}
+
+
+def test_the_general_collection_is_a_second_table_with_a_row_an_arm():
+    words = tables.in_words(BOTH).general
+    assert words.title == "In general (docstrings:, nDCG@10, 100 queries)"
+    assert words.header == ["arm", "in domain, Recall@100", "in general, nDCG@10", "change from base"]
+    rows = dict(words.rows)
+    assert list(rows) == ["retrieval", "base", "fine-tuned", "elsewhere"]
+    assert rows["fine-tuned"] == [
+        ("0.4960", "", "[0.4760, 0.5160]", ""),
+        ("0.6100", "", "[0.5600, 0.6600]", ""),
+        ("-0.0700", "", "[-0.1000, -0.0400]", "down"),
+    ]
+    assert rows["base"][2].mean == "–"
+    assert rows["retrieval"][2].trend == "up"
+    assert rows["elsewhere"][0].mean == "–"  # it is no arm of the first table
+    assert rows["elsewhere"][2].trend == ""
+    assert any("difference from base (paired bootstrap, 2,000 resamples" in line for line in words.legend)
+    assert any("retrieval is BM25" in line for line in words.legend)
+
+
+def test_a_metric_that_was_not_evaluated_gives_way_to_the_first():
+    odd: tables.Table = {**TABLE, "general": {**GENERAL, "beside": "ndcg@7", "queries": 1}}
+    words = tables.in_words(odd).general
+    assert words.header[1] == "in domain, MRR@10"
+    assert words.title.endswith("1 query)")
+
+
+def test_without_a_general_collection_nothing_is_said_of_one():
+    assert tables.in_words(TABLE).general is None
+    assert "general" not in printed(TABLE)
+    assert "general" not in tables.markdown(TABLE)
+
+
+def test_terminal_and_markdown_say_every_word_of_the_second_table():
+    words = tables.in_words(BOTH).general
+    text, lines = printed(BOTH), tables.markdown(BOTH).splitlines()
+    assert max(map(len, text.splitlines())) <= 100
+    assert words.title in text
+    assert f"**{words.title}**" in lines
+    assert "| arm | in domain, Recall@100 | in general, nDCG@10 | change from base |" in lines
+    assert r"| base | 0.4680<br>\[0.4480, 0.4880\] | 0.6800<br>\[0.6300, 0.7300\] | – |" in lines
+    for _, cells in words.rows:
+        for cell in cells:
+            assert cell.mean in text
+            assert cell.interval in text
+    assert lines[: len(tables.markdown(TABLE).splitlines()) - 2] == tables.markdown(TABLE).splitlines()[:-2]
+    assert lines[-1] == r"- checkpoint: 3b9d"

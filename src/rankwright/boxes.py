@@ -37,7 +37,7 @@ from rankwright.rooms.evaluate import Evaluation
 from rankwright.rooms.general import General
 from rankwright.rooms.mine import Dropped, Mined
 from rankwright.toolbox.formats import beir, flag, trec
-from rankwright.toolbox.table import Table, markdown
+from rankwright.toolbox.table import GeneralTable, Table, markdown
 from rankwright.toolbox.weights import fingerprint, locate
 from rankwright.workspace import RunFolder, write_json, write_text
 
@@ -154,11 +154,14 @@ class Boxes:
         values = {arm: values.tolist() for arm, values in found.values.items()}
         write_json(out / "values.json", {"metric": found.metric, "queries": list(found.queries), "values": values})
 
-    def general(self) -> dict[str, Values]:
-        """Arm -> per-query values on the general collection; nothing without that stage."""
+    def general(self) -> General | None:
+        """What every arm came to on the general collection; None without that stage."""
         path = self.folder.stage("general") / "values.json"
-        values = _json(path)["values"] if path.exists() else {}
-        return {arm: np.asarray(own, dtype=np.float64) for arm, own in values.items()}
+        if not path.exists():
+            return None
+        found = _json(path)
+        values = {arm: np.asarray(own, dtype=np.float64) for arm, own in found["values"].items()}
+        return General(found["metric"], tuple(found["queries"]), values)
 
     def per_query(self, metric: str) -> dict[str, Values]:
         """Arm -> values of each query in a metric, in one order of queries."""
@@ -175,11 +178,15 @@ class Boxes:
         path = self.folder.stage(stage) / file
         return _json(path) if path.exists() else None
 
-    def save_evaluation(self, out: Path, evaluation: Evaluation, provenance: Mapping[str, str]) -> None:
+    def save_evaluation(
+        self, out: Path, evaluation: Evaluation, provenance: Mapping[str, str], general: GeneralTable | None
+    ) -> None:
         """Write the table (JSON and Markdown), the tests, and the values of each query."""
         from pyarrow import parquet
 
         table = evaluation.table(provenance)
+        if general:
+            table["general"] = general
         write_json(out / "table.json", table)
         write_text(out / "table.md", markdown(table))
         write_json(out / "tests.json", evaluation.tests())

@@ -67,6 +67,8 @@ def forecast(experiment: Experiment, collection: Collection) -> list[Work]:
         if section.mine:
             told += _mining_work(f"mine for {name}", section.mine, name, experiment, collection, plan, shapes)
         told.append(_training_work(name, experiment, collection, plan, shapes))
+    if experiment.merge and experiment.merge.weight == "sweep":
+        told.append(_sweep_work(experiment, collection, plan, shapes))
     if experiment.rerank:
         own = collection.split_documents(plan.split, per_split=experiment.data.corpus == "per_split")
         depth = min(experiment.rerank.depth, experiment.retrieve[plan.rerank_from].depth, len(own))
@@ -105,6 +107,16 @@ def _search_work(name: str, section: Training, shapes: _Shapes) -> Work:
         return max(works, key=lambda work: work.gigabytes or 0.0)
     memory = max((work.gigabytes for work in works if work.gigabytes is not None), default=None)
     return Work(stage, round(amount), "seconds at most", amount, memory, "the budget")
+
+
+def _sweep_work(experiment: Experiment, collection: Collection, plan: Plan, shapes: _Shapes) -> Work:
+    """Each weight is scored on dev and on the general collection: the line's, two beside the best, and each alone."""
+    merge, general = experiment.merge, experiment.general
+    assert merge
+    trials = merge.steps + 3 + (len(merge.models) - 1 if len(merge.models) > 2 else 0)
+    pairs = min(merge.queries, len(collection.qrels.get("dev", {}))) * merge.depth
+    pairs += merge.queries * general.depth if general else 0
+    return shapes.work("merge, sweep", trials * pairs, "pairs at most", _root(plan.merged[-1], plan))
 
 
 def _training_work(name: str, experiment: Experiment, collection: Collection, plan: Plan, shapes: _Shapes) -> Work:
@@ -163,7 +175,7 @@ class _Shapes:
         self.known: dict[tuple[str, bool], _Shape | str] = {}
 
     def work(self, stage: str, amount: int, unit: str, model: Model) -> Work:
-        shape = self._of(model, pairs=unit == "pairs")
+        shape = self._of(model, pairs=unit.startswith("pairs"))
         if isinstance(shape, str):
             return Work(stage, amount, unit, note=shape)
         return Work(stage, amount, unit, amount / shape.per_second, shape.parameters * 4 / 1e9 + 0.5)

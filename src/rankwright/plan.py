@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rankwright.errors import ConfigError
-from rankwright.sections import Experiment, FuseRetriever, MineSection, Training
+from rankwright.sections import Experiment, FuseRetriever, MergeSection, MineSection, Training
 
 RETRIEVAL = "retrieval"
 RESERVED = (RETRIEVAL, "rrf", "fused")
@@ -85,9 +85,9 @@ class Plan:
         split = experiment.evaluate.split if experiment.evaluate else "test"
         searches = tuple(name for name, training in experiment.train.items() if training.recipe == "auto")
         tuned = _tuned(experiment)
-        _check_split(split, searches, tuned)
+        _check_split(split, searches, tuned, merge)
         watched = ["dev" for name, training in experiment.train.items() if training.dev or name in searches]
-        watched += ["dev"] if tuned else []
+        watched += ["dev"] if tuned or (merge and merge.asks_dev) else []
         miners = _miners(experiment)
         filters = {
             place: names.filter(section.filter_by, place)
@@ -220,13 +220,18 @@ def _tuned(experiment: Experiment) -> list[str]:
     return [name for name, one in retrievers if isinstance(one, FuseRetriever) and one.method == "tuned"]
 
 
-def _check_split(split: str, searches: Sequence[str], tuned: Sequence[str]) -> None:
+def _check_split(split: str, searches: Sequence[str], tuned: Sequence[str], merge: MergeSection | None) -> None:
     """What was found on dev, and trained on train, is measured on test alone."""
-    if split == "test" or not (searches or tuned):
+    found = [f"train.{name}: recipe: auto" for name in searches]
+    found += [f"retrieve.{name}: method: tuned" for name in tuned]
+    if merge and merge.weight == "sweep":
+        found.append("merge.weight: sweep")
+    if merge and merge.method == "cocktail":
+        found.append("merge.method: cocktail")
+    if split == "test" or not found:
         return
-    what = f"train.{searches[0]}: recipe: auto" if searches else f"retrieve.{tuned[0]}: method: tuned"
-    message = f"evaluate.split: {split} would measure on queries that {what} has chosen or learned by"
-    raise ConfigError(message, hint="evaluate: {split: test}, or a recipe and a fusion that are fixed")
+    message = f"evaluate.split: {split} would measure on queries that {found[0]} has chosen or learned by"
+    raise ConfigError(message, hint="evaluate: {split: test}, or a recipe, a fusion and a merge that are fixed")
 
 
 def _check_sections(experiment: Experiment) -> None:

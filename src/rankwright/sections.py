@@ -353,6 +353,11 @@ class MergeSection(Section):
         if self.method not in OF_DIFFERENCES and abs(sum(weights) - 1) > 1e-6:
             raise ValueError(f"the weights sum to {sum(weights):g}, not to 1")
 
+    @property
+    def asks_dev(self) -> bool:
+        """Whether something of it is found on dev."""
+        return self.weight == "sweep" or self.method == "cocktail" or self.head == "rescale"
+
     def at(self, weight: float) -> list[float]:
         """The weights so far from the first model towards the others, which share alike."""
         others = len(self.models) - 1

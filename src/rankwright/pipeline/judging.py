@@ -29,6 +29,7 @@ from rankwright.toolbox.formats.content import content
 from rankwright.toolbox.metrics import label
 from rankwright.toolbox.model import SETTINGS, read_settings
 from rankwright.toolbox.scorer import pair_lengths, tokens_read
+from rankwright.toolbox.table import GeneralTable
 from rankwright.version import __version__
 from rankwright.workspace import MadeOf, write_json, write_text
 
@@ -192,7 +193,7 @@ class Judging:
         section = self.site.experiment.evaluate
         assert section
         inputs = ["data", "retrieve", *(["rerank"] if self.site.experiment.rerank else [])]
-        inputs += ["blend"] if self.site.experiment.rerank and self.site.experiment.blend else []
+        inputs += self._optional("blend", "general")
         made = {**flat("evaluate", section), "evaluate.retriever": self.site.plan.rerank_from}
         return {**made, "seed": self.site.experiment.seed, **self.site.inputs(*inputs), "room": VERSIONS["evaluate"]}
 
@@ -201,7 +202,7 @@ class Judging:
         assert section
         runs = self._runs()
         evaluation = evaluate(runs, self.site.boxes.collection.qrels[section.split], section, self.site.experiment.seed)
-        self.site.boxes.save_evaluation(out, evaluation, self._provenance())
+        self.site.boxes.save_evaluation(out, evaluation, self._provenance(), self._general_table())
         return [f"{len(evaluation.queries):,} {section.split} queries, {len(runs)} arms"]
 
     def _runs(self) -> dict[str, Run]:
@@ -214,6 +215,21 @@ class Judging:
             runs |= {name: self.site.boxes.blended(name, split) for name in (RRF, FUSED)}
         runs |= {arm: self.site.boxes.reranked(arm, split) for arm in self._arms()}
         return runs | {arm + BLENDED: self.site.boxes.blended(arm + BLENDED, split) for arm in chosen["arms"]}
+
+    def _general_table(self) -> GeneralTable | None:
+        """Every arm on the general collection, held against the arm before fine-tuning; None without that stage."""
+        found = self.site.boxes.general() if "general" in self.site.keys else None
+        section, experiment = self.site.experiment.general, self.site.experiment
+        if found is None or section is None or experiment.evaluate is None:
+            return None
+        examined = self.site.plan.examined
+        return found.table(
+            self._before(examined) if examined else None,
+            experiment.evaluate,
+            source=section.source,
+            beside=experiment.verdict.metric if experiment.verdict else section.metric,
+            seed=experiment.seed,
+        )
 
     def _provenance(self) -> dict[str, str]:
         """Where the table's numbers come from: data, candidates, models, versions."""
@@ -348,7 +364,7 @@ class Judging:
         section = self.site.experiment.report
         assert section
         stages = ["data", "retrieve", "evaluate", *self._optional("blend", "diagnose", "verdict")]
-        stages += [f"train/{name}" for name in self.site.plan.trainings]
+        stages += [*self._optional("merge"), *(f"train/{name}" for name in self.site.plan.trainings)]
         shown = {f"recipe.{name}": content_hash([*found["lines"]])[:16] for name, found in self._recipes().items()}
         return {**flat("report", section), **shown, **self.site.inputs(*stages), "room": VERSIONS["report"]}
 
@@ -373,6 +389,7 @@ class Judging:
             blends=self._choices()["arms"],
             depth=self.site.experiment.rerank.depth if self.site.experiment.rerank else None,
             recipes=self._recipes(),
+            sweep=self._made("merge", "sweep.json"),
             seconds={name: float(stage["seconds"]) for name, stage in done.items() if stage},
             retrievers=(RRF, FUSED, *self.site.plan.members),
             examples=section.examples,
@@ -400,7 +417,8 @@ class Judging:
         return all(name in own and Training(**values) == own[name] for name, values in trainings.items())
 
     def _general_values(self) -> dict[str, Any]:
-        return self.site.boxes.general() if "general" in self.site.keys else {}
+        found = self.site.boxes.general() if "general" in self.site.keys else None
+        return found.values if found else {}
 
     def _made(self, stage: str, file: str) -> Any:
         return self.site.boxes.values(stage, file) if stage in self.site.keys else None

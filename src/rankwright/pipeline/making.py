@@ -17,13 +17,13 @@ from rankwright.auto import Case, forget, search, training_key
 from rankwright.boxes import refuse_search_without_dev
 from rankwright.core import Group
 from rankwright.pipeline.base import VERSIONS, Site, Stage, flat
+from rankwright.pipeline.merging import Merging
 from rankwright.plan import MINE, Model, unfolded
 from rankwright.rooms.data import data
-from rankwright.rooms.merge import merge
 from rankwright.rooms.mine import PairScorer, mine
 from rankwright.rooms.retrieve import retrieve
 from rankwright.rooms.train import DevSet, Workbench, train
-from rankwright.sections import FuseRetriever, ImportRetriever, MergeSection, MineSection, RerankSection, Training
+from rankwright.sections import FuseRetriever, ImportRetriever, MineSection, RerankSection, Training
 from rankwright.toolbox.device import choose_device
 from rankwright.toolbox.formats.content import content, file_content
 from rankwright.toolbox.scorer import CachedScorer, both_orders
@@ -38,6 +38,7 @@ class Making:
 
     def __init__(self, site: Site) -> None:
         self.site = site
+        self.merging = Merging(site)
 
     def stages(self) -> Iterator[Stage]:
         """The stages in order; each as the site's experiment is when it is asked for."""
@@ -51,7 +52,7 @@ class Making:
         for name in self.site.plan.trainings:
             yield Stage(f"train/{name}", partial(self._train_made_of, name), partial(self._train, name))
         if self.site.experiment.merge:
-            yield Stage("merge", self._merge_made_of, self._merge)
+            yield Stage("merge", self.merging.made_of, self.merging.work)
 
     # ------------------------------------------------------------------------------------------------------------ data
 
@@ -239,20 +240,3 @@ class Making:
                 shutil.copyfile(trial / "log.jsonl", out / "log.jsonl")
                 return True
         return False
-
-    # ----------------------------------------------------------------------------------------------------------- merge
-
-    def _merge_made_of(self) -> MadeOf:
-        section = self.site.experiment.merge
-        assert section
-        made: dict[str, Any] = flat("merge", section)
-        for model in self.site.plan.merged:
-            made |= self.site.model_input(model)
-        return {**made, "merge.models": [model.name for model in self.site.plan.merged], "room": VERSIONS["merge"]}
-
-    def _merge(self, out: Path) -> list[str]:
-        section = self.site.experiment.merge
-        assert section
-        folders = [self.site.boxes.model(model) for model in self.site.plan.merged]
-        named = MergeSection(**{**section.model_dump(), "models": [model.name for model in self.site.plan.merged]})
-        return merge(folders, named, out / "model").lines()

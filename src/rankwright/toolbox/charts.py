@@ -6,6 +6,7 @@ knows SVG, colours, arms, runs or metrics.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -74,6 +75,17 @@ class Line(NamedTuple):
     name: str
     points: Sequence[Point]
     chosen: int | None = None
+
+
+class Spot(NamedTuple):
+    """A named point of a `tradeoff`; those on its line are joined in the order given."""
+
+    name: str
+    x: float
+    y: float
+    on_line: bool = True
+    front: bool = False
+    chosen: bool = False
 
 
 def scale(low: float, high: float, start: float, end: float) -> Callable[[float], float]:
@@ -274,6 +286,98 @@ def scatter(title: str, x: Values, y: Values) -> Plot:
     ticks = [(place / 4, f"{place / 4:g}") for place in range(5)]
     return Plot(
         title, said, 400, 392, Ticks([(across(v), t) for v, t in ticks], [(down(v), t) for v, t in ticks]), marks
+    )
+
+
+def tradeoff(title: str, axes: tuple[str, str], spots: Sequence[Spot], least: float) -> Plot:
+    """One mean against another, each point named; from `least` on along x lies what may be chosen.
+
+    `axes` are the names of x and y, for the description.
+    """
+    left, right, top, bottom = 56, 468, 26, 282
+    low, high = padded([*(spot.x for spot in spots), least])
+    bottom_value, top_value = padded([spot.y for spot in spots])
+    across, down = scale(low, high, left, right), scale(bottom_value, top_value, bottom, top)
+    places = [(across(spot.x), down(spot.y)) for spot in spots]
+    marks: list[dict[str, Any]] = [{"allowed": across(least), "width": round(right - across(least), 1)}]
+    line = [place for place, spot in zip(places, spots, strict=True) if spot.on_line]
+    if len(line) > 1:
+        marks.append({"line": _path(line)})
+    taken = [_around(place, 6) for place in places] + [_around(place, 1) for place in _along(line)]
+    labels = _labels([spot.name for spot in spots], places, taken, (left, right, top, bottom))
+    for spot, (x, y), (at, beneath, anchor) in zip(spots, places, labels, strict=True):
+        marks.append(
+            {"name": spot.name, "x": x, "y": y, "at": at, "beneath": beneath, "anchor": anchor}
+            | {"front": spot.front, "chosen": spot.chosen, "on_line": spot.on_line}
+        )
+    said = [f"{axes[1]} against {axes[0]}"]
+    for spot in spots:
+        words = [word for word, holds in (("front", spot.front), ("chosen", spot.chosen)) if holds]
+        said.append(f"{spot.name}: {spot.y:.4f} against {spot.x:.4f}" + (f" ({', '.join(words)})" if words else ""))
+    said.append(f"what may be chosen lies at {least:.4f} or above on {axes[0]}")
+    ticks = Ticks([(across(x), f"{x:g}") for x in nice(low, high, 5)], _up(bottom_value, top_value, down))
+    return Plot(title, "; ".join(said) + ".", 480, 320, ticks, marks)
+
+
+Box = tuple[float, float, float, float]  # left, right, top, bottom
+
+
+def _around(place: Point, room: float) -> Box:
+    x, y = place
+    return x - room, x + room, y - room, y + room
+
+
+def _along(places: Sequence[Point]) -> list[Point]:
+    """Points every few pixels of a line."""
+    found = []
+    for (x, y), (there, down) in itertools.pairwise(places):
+        count = int(math.hypot(there - x, down - y) // 5) + 1
+        found += [(x + (there - x) * step / count, y + (down - y) * step / count) for step in range(count)]
+    return found
+
+
+def _labels(
+    names: Sequence[str], places: Sequence[Point], taken: Sequence[Box], inside: Box
+) -> list[tuple[float, float, str]]:
+    """Where each name stands beside its point (x, baseline, anchor): clear of what is taken, and of other names."""
+    full, found = list(taken), []
+    for name, (x, y) in zip(names, places, strict=True):
+        wide = 6.4 * len(name)
+        options = [
+            (anchor, x + dx, y + dy)
+            for distance in (11, 20, 30)
+            for anchor, dx, dy in (
+                ("start", distance, 4),
+                ("end", -distance, 4),
+                ("middle", 0, -distance),
+                ("middle", 0, distance + 9),
+                ("start", distance, -distance),
+                ("start", distance, distance + 4),
+                ("end", -distance, -distance),
+                ("end", -distance, distance + 4),
+            )
+            if dy != 4 or distance == 11  # farther along the same height, a name would seem another point's
+        ]
+        boxes = [_box(anchor, at, beneath, wide) for anchor, at, beneath in options]
+        clashes = [_clashes(box, full, inside) for box in boxes]
+        place = clashes.index(min(clashes))
+        full.append(boxes[place])
+        anchor, at, beneath = options[place]
+        found.append((round(at, 1), round(beneath, 1), anchor))
+    return found
+
+
+def _box(anchor: str, at: float, beneath: float, wide: float) -> Box:
+    start = at - {"start": 0.0, "middle": wide / 2, "end": wide}[anchor]
+    return start, start + wide, beneath - 10, beneath + 2
+
+
+def _clashes(box: Box, taken: Sequence[Box], inside: Box) -> int:
+    """How many boxes it lies over; leaving the frame is as bad as ten."""
+    left, right, top, bottom = box
+    outside = left < inside[0] or right > inside[1] or top < inside[2] or bottom > inside[3]
+    return 10 * outside + sum(
+        left < other[1] and other[0] < right and top < other[3] and other[2] < bottom for other in taken
     )
 
 

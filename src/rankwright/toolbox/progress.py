@@ -30,6 +30,11 @@ def silenced(silent: bool = True) -> Iterator[None]:
         _console.quiet = before
 
 
+def hush() -> None:
+    """Say nothing from now on: for a process that works beside others."""
+    _console.quiet = True
+
+
 def say(message: str) -> None:
     """One remark, for a choice that was made by itself or a thing worth knowing. Takes plain text."""
     _console.print(f"  {escape(message)}")

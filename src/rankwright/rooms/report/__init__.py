@@ -5,7 +5,7 @@ It does not know the run folder, nor how anything was computed, save the metric 
 Where a chart's marks stand is `toolbox.charts`' business, what they look like the templates'.
 
     view.py     what the page is given
-    parts.py    verdict, result, why, recipe, curves
+    parts.py    verdict, result, why, recipe, merging, curves
     queries.py  query by query, and the explorer
 """
 
@@ -43,6 +43,7 @@ def report(view: ReportView) -> str:
         findings=parts.findings(view.findings),
         blends=[parts.blend(arm, chosen) for arm, chosen in view.blends.items()],
         recipes=[parts.recipe(name, found) for name, found in view.recipes.items()],
+        sweep=parts.sweep(view.sweep),
         trainings=[parts.training(name, log) for name, log in view.trainings.items()],
         distributions=parts.distributions(view),
         queries=query_view(view),

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from rankwright.errors import ConfigError
 from rankwright.rooms.report.view import BLEND, ReportView, compared
 from rankwright.toolbox import charts, metrics
-from rankwright.toolbox.charts import Average, Line, Measured, Plot, Step
+from rankwright.toolbox.charts import Average, Line, Measured, Plot, Spot, Step
 from rankwright.toolbox.table import Table, arm_name, interval
 
 Values = NDArray[np.float64]
@@ -288,6 +288,78 @@ def _trial(row: Mapping[str, Any], across: Callable[[float], float]) -> Trial:
     bar = {"zero": across(0.0), "low": across(low), "high": across(high), "at": across(gain)}
     trend = "up" if low > 0 else "down" if high < 0 else ""
     return Trial(*shown, f"{gain:+.4f} {interval(low, high)}", bar, trend, note)
+
+
+class Merged(NamedTuple):
+    """A row of a sweep's table: both means, and both differences from the first model."""
+
+    name: str
+    inside: str
+    gain: str
+    gain_trend: str
+    outside: str
+    change: str
+    change_trend: str
+    note: str
+    chosen: bool
+
+
+class SweepView(NamedTuple):
+    """The weights tried, in domain against in general; `plot` is None without a general collection."""
+
+    metric: str
+    plot: Plot | None
+    rows: list[Merged]
+    said: list[str]
+    few: str
+
+
+def sweep(found: Mapping[str, Any] | None) -> SweepView | None:
+    """A sweep as the page shows it; None without one."""
+    if found is None:
+        return None
+    trials, changes = found["trials"], found["changes"]
+    rows = []
+    for place, trial in enumerate(trials):
+        notes = [word for word, holds in _standing(found, place).items() if holds]
+        inside, gain = f"{np.mean(trial['in_domain']):.4f}", _against_first(found["gains"][place], place)
+        outside, change = (f"{np.mean(trial['general']):.4f}", changes[place]) if changes else ("", None)
+        told = _against_first(change, place) if change else ("", "")
+        rows.append(Merged(str(trial["name"]), inside, *gain, outside, *told, ", ".join(notes), "chosen" in notes))
+    said = [f"The rule: {found['rule']}.", *(f"{text}." for text in (found["said"], found["kept"]) if text)]
+    counts = f"{len(trials[0]['in_domain']):,} dev queries" + (
+        f" and {len(trials[0]['general']):,} of the general collection" if changes else ""
+    )
+    metric = _label(str(found["metric"]))
+    return SweepView(metric, _tradeoff(found, metric) if changes else None, rows, said, counts)
+
+
+def _standing(found: Mapping[str, Any], place: int) -> dict[str, bool]:
+    return {"front": place in found["front"], "chosen": place == found["chosen"]}
+
+
+def _against_first(change: Mapping[str, Any], place: int) -> tuple[str, str]:
+    """A difference with its interval, and its trend; the first model differs from itself in nothing."""
+    if place == 0:
+        return "–", ""
+    trend = "up" if change["low"] > 0 else "down" if change["high"] < 0 else ""
+    return f"{change['value']:+.4f} {interval(change['low'], change['high'])}", trend
+
+
+def _tradeoff(found: Mapping[str, Any], metric: str) -> Plot:
+    spots = [
+        Spot(
+            str(trial["name"]) if trial["weight"] is None else f"{trial['weight']:g}",
+            float(np.mean(trial["general"])),
+            float(np.mean(trial["in_domain"])),
+            on_line=trial["weight"] is not None,
+            **_standing(found, place),
+        )
+        for place, trial in enumerate(found["trials"])
+    ]
+    title = f"{metric} in domain against {metric} in general, by weight"
+    axes = (f"{metric} in general", f"{metric} in domain")
+    return charts.tradeoff(title, axes, spots, spots[0].x - float(found["tolerance"]))
 
 
 class Curve(NamedTuple):

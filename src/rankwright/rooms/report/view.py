@@ -28,7 +28,8 @@ class ReportView:
     fire first), `ladder` (metric, gap, rungs, residual, closed_pool, skipped), and `blends`, which maps an arm to
     what dev chose for it and the grid behind that. So many candidates as `depth` have a reranker's score (None: all).
     `retrievers` are arms of the table that no reranker made. `recipes` maps a training to what the search for its
-    recipe tried and found (recipe.json).
+    recipe tried and found (recipe.json). `sweep` is what the search for a merge's weight measured and chose
+    (`toolbox.front.Sweep.values`).
     """
 
     title: str
@@ -48,6 +49,7 @@ class ReportView:
     depth: int | None = None
     retrievers: Sequence[str] = ("rrf", "fused")
     recipes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    sweep: Mapping[str, Any] | None = None
 
 
 def compared(view: ReportView) -> list[str]:
