@@ -61,6 +61,8 @@ rerank:
 # blend, diagnose and verdict have defaults: how much of the reranker's score to mix in is chosen on dev, and the run
 # ends with SHIP, BLEND, KEEP RETRIEVAL or INCONCLUSIVE. What did fine-tuning forget? This measures it:
 # general: {{source: "docstrings:"}}
+# A merge of both keeps most of it; how much of each is found on dev, so that next to nothing is lost in general:
+# merge: {{models: [base, finetuned], weight: sweep}}
 
 evaluate: {{}}
 """
