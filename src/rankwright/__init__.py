@@ -22,7 +22,7 @@ _WHERE = {
     **{room: f"rooms.{room}" for room in ("data", "retrieve", "mine", "train", "merge", "rerank")},
     **{room: f"rooms.{room}" for room in ("blend", "general", "evaluate", "diagnose", "verdict", "report")},
     "Case": "rooms.diagnose",
-    "diagnose_files": "api",
+    **dict.fromkeys(("diagnose_files", "merge_models"), "api"),
     **dict.fromkeys(("RetrieveContext", "pair_scorer"), "rooms.retrieve"),
     **dict.fromkeys(("DevSet", "Workbench"), "rooms.train"),
     "ReportView": "rooms.report",

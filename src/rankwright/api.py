@@ -12,23 +12,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from rankwright import config
 from rankwright.boxes import refuse_missing_split, refuse_search_without_dev
-from rankwright.core import Collection
-from rankwright.errors import ConfigError
+from rankwright.core import Collection, Group
+from rankwright.errors import ConfigError, DataError
 from rankwright.forecast import Work, forecast
 from rankwright.pipeline import Outcome, Walk
 from rankwright.rooms.data import DataReport, data
 from rankwright.rooms.diagnose import Case, Diagnosis, diagnose
-from rankwright.sections import Experiment
-from rankwright.toolbox import progress
-from rankwright.toolbox.formats import trec
+from rankwright.rooms.merge import MergeReport, merge
+from rankwright.sections import Experiment, MergeSection
+from rankwright.toolbox import probe, progress
+from rankwright.toolbox.formats import Splits, flag, read, trec
 from rankwright.toolbox.metrics import measure_name
 from rankwright.toolbox.table import Table
+from rankwright.toolbox.weights import locate
 
 
 @dataclass(frozen=True)
@@ -150,6 +155,48 @@ def diagnose_files(
     )
 
 
+def merge_models(
+    models: Sequence[str | Path],
+    out: str | Path,
+    options: Mapping[str, Any] | None = None,
+    *,
+    examples: str | Path | None = None,
+    device: str = "auto",
+    quiet: bool = True,
+) -> MergeReport:
+    """Merge any two or more rerankers, folders or hub ids, into the folder `out`; no experiment is needed.
+
+    `options` are keys of the `merge:` section but for `models`. `examples` are groups (FlagEmbedding's JSONL):
+    `method: cocktail` takes its losses from them, at most `options["examples"]` of them in the file's order, and
+    `head: rescale` its probe pairs; without them the pairs come from the collection `docstrings:`. Both load the
+    models; any other merge loads no torch.
+
+    Raises:
+        ConfigError: options that do not fit together, or fewer than two models; cocktail without examples.
+        DataError: examples that cannot be read, or none with a relevant document and another.
+        ModelError: the models do not fit together, or one cannot be read.
+        ArtefactError, DiskError: `out` holds something else, or cannot be written.
+    """
+    section = _merge_section({"seed": 0, **(options or {}), "models": [str(model) for model in models]})
+    measuring = section.method == "cocktail" or section.head == "rescale"
+    if section.method == "cocktail" and examples is None:
+        raise ConfigError("cocktail weighs the models by their losses on examples", hint="--examples groups.jsonl")
+    if examples is not None and not measuring:
+        raise ConfigError(
+            "examples are read by the method cocktail and by head: rescale alone",
+            hint="--method cocktail, --head rescale, or no examples",
+        )
+    folders = [locate(str(model)) for model in models]
+    groups = None if examples is None else flag.read_groups(examples)
+    with progress.silenced(quiet):
+        more: dict[str, Any] = {}
+        if section.method == "cocktail" and groups is not None:
+            more["losses"] = [probe.loss_of(folder, groups[: section.examples], device=device) for folder in folders]
+        if section.head == "rescale":
+            more["probe"] = partial(probe.logits_of, pairs=_probe_pairs(groups), device=device)
+        return merge(folders, section, Path(out), **more)
+
+
 def check(experiment: str | Path | Experiment | Mapping[str, Any], *, overrides: Sequence[str] = ()) -> Checked:
     """Read the configuration and the data, train nothing, write nothing; say how much work a run would be.
 
@@ -173,6 +220,30 @@ def _resolve(
     if overrides:
         raise ConfigError("overrides go with an experiment file; change the values themselves")
     return (experiment if isinstance(experiment, Experiment) else config.validate(experiment)), None
+
+
+def _merge_section(values: Mapping[str, Any]) -> MergeSection:
+    if len(values["models"]) < 2:
+        raise ConfigError("a merge needs two models or more", hint="rankwright merge A B --out DIR")
+    if values.get("weight") == "sweep":
+        raise ConfigError("a sweep needs an experiment, whose dev queries choose", hint="merge: {weight: sweep}")
+    try:
+        return MergeSection.model_validate(values)
+    except ValidationError as error:
+        told = [(".".join(map(str, problem["loc"])), problem["msg"]) for problem in error.errors()]
+        raise ConfigError(
+            "\n".join(f"{key}: {text}" if key else text.removeprefix("Value error, ") for key, text in told)
+        ) from None
+
+
+def _probe_pairs(groups: Sequence[Group] | None) -> list[tuple[str, str]]:
+    """Pairs of which about half are relevant: of the examples, else of the docstrings of installed packages."""
+    if groups is None:
+        elsewhere = read("docstrings:", Splits(), dedupe=True).collection
+        groups = probe.groups_of(elsewhere, None, "train", count=32, negatives=1)
+    if not (pairs := probe.pairs_of(groups)):
+        raise DataError("no examples to probe the models with", hint="a line has query, pos and neg")
+    return pairs
 
 
 def _shipped_folder() -> Any:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -136,7 +137,7 @@ def _room_command(room: str) -> None:
 
 
 for _name in ROOM_HELP:
-    if _name not in ("recipe", "diagnose", "verdict"):
+    if _name not in ("recipe", "merge", "diagnose", "verdict"):
         _room_command(_name)
 
 
@@ -163,6 +164,69 @@ def recipe(
     for search in searches:
         text = (result.folder / search / "recipe.txt").read_text(encoding="utf-8")
         _print(*([f"{search.partition('/')[2]}:"] if len(searches) > 1 else []), text.rstrip("\n"))
+
+
+@app.command()
+def merge(
+    models: Annotated[
+        list[str], typer.Argument(metavar="A B …", help="folders or hub ids of rerankers; or one experiment, as in run")
+    ],
+    out: Annotated[Path | None, typer.Option(help="the folder to write, whole or not at all")] = None,
+    method: Annotated[
+        str | None, typer.Option(help="linear (default), slerp, task-arithmetic, ties, dare, or cocktail")
+    ] = None,
+    weight: Annotated[float | None, typer.Option(help="how far from the first towards the others: 0 to 1")] = None,
+    weights: Annotated[str | None, typer.Option(metavar="0.3,0.7", help="instead: one a model, summing to 1")] = None,
+    layers: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATTERN=0.3,0.7", help="other weights for tensors named so; may be repeated"),
+    ] = None,
+    head: Annotated[str | None, typer.Option(help="keep (default), or rescale: logits to one scale first")] = None,
+    density: Annotated[float | None, typer.Option(help="ties, dare: the share of each difference that is kept")] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="cocktail: weights are softmax(-loss / temperature); default 5")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="dare: of what is dropped; default 0")] = None,
+    examples: Annotated[
+        Path | None, typer.Option(help="groups (FlagEmbedding JSONL): losses of cocktail, texts of --head rescale")
+    ] = None,
+    overrides: Override = None,
+    runs: Runs = _RUNS,
+    as_json: AsJson = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Average models into one: any two or more by themselves, or those of an experiment.
+
+    rankwright merge A B --weight 0.3 --out C
+
+    writes 0.7 A + 0.3 B, with A's tokenizer and configuration and a model card,
+    and tells which tensors differ and by how much. Checked before any arithmetic:
+    the same architecture, shapes, vocabulary and label. For task-arithmetic, ties
+    and dare the first model is what the others started from; --weights has one
+    number for each of the others, and they need not sum to 1.
+
+    rankwright merge EXPERIMENT
+
+    does what the merge section of an experiment says; earlier rooms are walked
+    first where they must be. --set, --runs and --dry-run are for this form, all
+    others but --json for models.
+    """
+    options: dict[str, Any] = {"out": out, "examples": examples, "method": method, "weight": weight, "weights": weights}
+    options |= {"layers": layers or None, "head": head, "density": density, "temperature": temperature, "seed": seed}
+    given = {name: value for name, value in options.items() if value is not None}
+    if len(models) == 1:
+        _refuse_model(models[0], given)
+        _walk(models[0], "merge", overrides, runs, as_json=as_json, dry_run=dry_run)
+        return
+    for name, used in {"--set": overrides, "--dry-run": dry_run, "--runs": runs != _RUNS}.items():
+        if used:
+            raise ConfigError(f"{name} goes with an experiment, not with models")
+    for model in models:
+        if model.endswith((".yaml", ".yml")) or (Path(model) / "resolved.yaml").is_file():
+            raise ConfigError(f"{model} is an experiment", hint="name it alone, or models alone")
+    if out is None:
+        raise ConfigError("where should the merged model go?", hint="--out DIR")
+    _merge_models(models, out, examples, given, as_json=as_json)
 
 
 @app.command(help=f"{ROOM_HELP['verdict']} Earlier rooms are walked first where they must be.")
@@ -271,6 +335,46 @@ def init(
     with disk_errors(out):
         write_text(out, starter(data, out.stem))
     _print(f"{out} is written. Next:", f"  rankwright check {out}", f"  rankwright run {out}")
+
+
+def _refuse_model(argument: str, options: Iterable[str]) -> None:
+    """One argument of `merge` is an experiment: with options for models, or a model itself, something is missing."""
+    for name in options:
+        raise ConfigError(
+            f"--{name} goes with two models or more; of an experiment, the merge section says it",
+            hint="rankwright merge A B --out DIR, or --set merge.KEY=VALUE",
+        )
+    if (Path(argument) / "config.json").is_file():
+        raise ConfigError(f"{argument} is one model; a merge needs two or more", hint="rankwright merge A B --out DIR")
+
+
+def _merge_models(models: list[str], out: Path, examples: Path | None, given: dict[str, Any], *, as_json: bool) -> None:
+    from rankwright import api
+
+    options = {name: value for name, value in given.items() if name not in ("out", "examples")}
+    if "weights" in options:
+        options["weights"] = _numbers(options["weights"], "--weights")
+    if "layers" in options:
+        options["layers"] = dict(_layer(words) for words in options["layers"])
+    report = api.merge_models(models, out, options, examples=examples, quiet=as_json)
+    if as_json:
+        _print_json({"model": str(out), **report.values()})
+    else:
+        _print(*report.lines(), *report.table(10), f"{out} is written")
+
+
+def _numbers(text: str, option: str) -> list[float]:
+    try:
+        return [float(word) for word in text.split(",")]
+    except ValueError:
+        raise ConfigError(f"{option} takes numbers with commas between, not {text!r}", hint="0.3,0.7") from None
+
+
+def _layer(text: str) -> tuple[str, list[float]]:
+    pattern, equals, numbers = text.rpartition("=")
+    if not equals or not pattern:
+        raise ConfigError(f"--layers takes PATTERN=WEIGHTS, not {text!r}", hint="--layers '*.layer.0.*=0.3,0.7'")
+    return pattern, _numbers(numbers, "--layers")
 
 
 def _walk(
