@@ -4,12 +4,12 @@
     python benchmarks/recipes.py --table          the table of what is finished, no run
 
 FOLDER holds collections in BEIR's layout, each in a folder of its name; `seealso` needs none. Each collection has a
-budget in pairs (longer texts, fewer pairs), times `--scale`. The fixed recipes start from the very base that the
-search distilled, mine from the same candidates, see as many pairs as the search's last training (so the search
-itself is extra work, within its budget). They are shown as their own tools serve them (the candidates in the
-reranker's order) and, which is more than those tools do, served as ours: blended with the retriever, weight and
-depth from dev. Nothing looks at the final split before the table. Runs are kept in `--runs`; the same command goes
-on where it stopped.
+budget in pairs (longer texts, fewer pairs), about what ten minutes of two cores buy, times `--scale`. The fixed
+recipes start from the very base that the search distilled, mine from the same candidates, see as many pairs as the
+search's last training (so the search itself is extra work, within its budget). They are shown as their own tools
+serve them (the candidates in the reranker's order) and, which is more than those tools do, served as ours: blended
+with the retriever, weight and depth from dev. Nothing looks at the final split before the table. Runs are kept in
+`--runs`; the same command goes on where it stopped.
 
 Each value is the mean over queries of the mean over seeds. Intervals and p are those of paired differences over
 queries (bootstrap, randomisation), uncorrected.
@@ -34,11 +34,11 @@ METRICS = ("ndcg@10", "mrr@10")
 COLLECTIONS: dict[str, dict[str, Any]] = {
     "seealso": {"data": {"source": "seealso:", "max_queries": {"test": 500}}, "pairs": 24_000, "depth": 30},
     "aan-cite": {"data": {"test": "dev", "dev_share": 0.15}, "pairs": 30_000, "depth": 30},
-    "selqa": {"data": {}, "pairs": 6_000, "depth": 20},
-    "pubmedqa": {"data": {}, "pairs": 6_000, "depth": 20},
-    "scifact": {"data": {"dev_share": 0.2, "leaks": "drop"}, "pairs": 4_000, "depth": 20},
-    "cranfield": {"data": {}, "pairs": 3_000, "depth": 20},
-    "xquad-zh": {"data": {"leaks": "report"}, "pairs": 3_000, "depth": 20},
+    "selqa": {"data": {}, "pairs": 12_000, "depth": 20},
+    "pubmedqa": {"data": {}, "pairs": 12_000, "depth": 20},
+    "scifact": {"data": {"dev_share": 0.2, "leaks": "drop"}, "pairs": 8_000, "depth": 20},
+    "cranfield": {"data": {}, "pairs": 6_000, "depth": 20},
+    "xquad-zh": {"data": {"leaks": "report"}, "pairs": 6_000, "depth": 20},
 }
 LENGTH = 128
 

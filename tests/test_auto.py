@@ -355,6 +355,17 @@ def test_a_training_of_another_version_or_device_has_another_key(tiny_encoder):
     assert len(keys) == 3
 
 
+@pytest.mark.parametrize(("pairs", "factor"), [(900, 3.0), (4500, 2.0), (90_000, 1.0)])
+def test_a_head_from_nothing_learns_faster_the_fewer_steps_it_has(pairs, factor):
+    given = Training(recipe="auto", batch=2)
+    facts = Facts(spread=1.0, symmetric=False, graded=False)
+    usual = first("dense", facts, given, 1e-4, 1e9).training.learning_rate
+    found = basing.distillation("dense", facts, given, 1e-4, pairs).training
+    assert found.learning_rate == pytest.approx(usual * factor, rel=1e-3)
+    written = Training(recipe="auto", batch=2, learning_rate=7e-5)
+    assert basing.distillation("dense", facts, written, 7e-5, pairs).training.learning_rate == 7e-5
+
+
 def test_distillation_mines_as_many_groups_as_its_pairs_need_and_filters_none(untrained, tmp_path):
     made = search(made_case(), "one", auto(budget="3000 pairs", base="encoder"), tmp_path).trainings["one-base"]
     width = 1 + made["mine"]["negatives"] + made["mine"]["random"]
