@@ -26,6 +26,7 @@ from rankwright.recipes import RecipeName, filled
 Split = Literal["train", "dev", "test"]
 LossName = Literal["listwise", "bce", "ranknet", "lambda", "margin-mse", "kl"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+RagMetric = Literal["context_precision", "context_recall", "faithfulness", "answer_relevancy"]
 MergeMethod = Literal["linear", "slerp", "task-arithmetic", "ties", "dare", "cocktail"]
 
 OF_DIFFERENCES = ("task-arithmetic", "ties", "dare")
@@ -447,6 +448,37 @@ class EvaluateSection(Section):
     confidence: float = Field(0.95, gt=0.5, lt=1, description="of the intervals")
 
 
+class EndpointSection(Section):
+    """An OpenAI-compatible chat endpoint: a service, or a local server such as llama.cpp, Ollama or vLLM."""
+
+    base_url: str = Field(description="as in http://localhost:8000/v1")
+    model: str = Field(description="the name that the server knows the model by")
+    key_from: str = Field("OPENAI_API_KEY", description="the environment variable that holds the key; it may be unset")
+    max_calls: int = Field(2000, ge=0, description="calls that may be made, all runs of this experiment together")
+    concurrency: int = Field(4, ge=1, description="calls at a time")
+    timeout: float = Field(60.0, gt=0, description="seconds that one call may take")
+    retries: int = Field(4, ge=0, description="further tries of a call after 429, 5xx, a time-out or a lost connection")
+    max_tokens: int = Field(1024, ge=16, description="tokens of one answer, at most")
+
+
+class RagSection(Section):
+    """What does the order do to the answers? Context metrics of the first k passages; with an endpoint, RAGAS too."""
+
+    k: int = Field(5, ge=1, description="passages that are sent to the language model")
+    arms: list[str] | None = Field(None, description="columns of the table that are compared (default: all)")
+    answers: str | None = Field(None, description="JSONL of query_id (or query) and answer: reference answers")
+    texts: bool = Field(True, description="RAGAS' metrics of text likeness with the relevant passages, without a model")
+    endpoint: EndpointSection | None = Field(None, description="who answers and judges; without one, no model is asked")
+    queries: int = Field(50, ge=1, description="a seeded sample of the queries, for what asks a model")
+    metrics: list[RagMetric] = Field(
+        default_factory=lambda: ["context_precision", "context_recall", "faithfulness", "answer_relevancy"],
+        description="what a model is asked for",
+    )
+    coverage: float = Field(0.95, gt=0, le=1, description="below this share of judged rows a column is unusable")
+    confidence: float = Field(0.95, gt=0.5, lt=1, description="of the intervals")
+    resamples: int = Field(2000, ge=100, description="of the intervals")
+
+
 class ReportSection(Section):
     """What the page shows."""
 
@@ -469,6 +501,7 @@ class Experiment(Section):
     blend: BlendSection | None = Field(default_factory=BlendSection)
     general: GeneralSection | None = Field(None, description="what fine-tuning forgot, on another collection")
     evaluate: EvaluateSection | None = Field(default_factory=EvaluateSection)
+    rag: RagSection | None = Field(None, description="what the order does to the answers")
     diagnose: DiagnoseSection | None = Field(default_factory=DiagnoseSection)
     verdict: VerdictSection | None = Field(default_factory=VerdictSection)
     report: ReportSection | None = Field(default_factory=ReportSection)
