@@ -93,6 +93,13 @@ def test_a_budget_that_is_none_is_refused(budget):
         experiment(recipe="auto", budget=budget)
 
 
+def test_keys_of_the_one_training_may_be_set_beside_the_short_form():
+    values = {"data": {"source": "seealso:"}, "retrieve": {"dense": {"kind": "dense"}}}
+    experiment = config.validate({**values, "train": {"recipe": "auto", "batch": 3, "finetuned": {"budget": "5m"}}})
+    assert list(experiment.train) == ["finetuned"]
+    assert (experiment.train["finetuned"].budget, experiment.train["finetuned"].batch) == ("5m", 3)
+
+
 def test_auto_in_short_is_one_training_and_only_what_was_written_is_written_out():
     values = {"data": {}, "retrieve": {"dense": {"kind": "dense"}}, "train": {"recipe": "auto", "learning_rate": 2e-5}}
     made = config.validate(values)

@@ -27,6 +27,7 @@ Split = Literal["train", "dev", "test"]
 LossName = Literal["listwise", "bce", "ranknet", "lambda", "margin-mse", "kl"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 RagMetric = Literal["context_precision", "context_recall", "faithfulness", "answer_relevancy"]
+RAG_METRICS: tuple[RagMetric, ...] = ("context_precision", "context_recall", "faithfulness", "answer_relevancy")
 MergeMethod = Literal["linear", "slerp", "task-arithmetic", "ties", "dare", "cocktail"]
 
 OF_DIFFERENCES = ("task-arithmetic", "ties", "dare")
@@ -470,10 +471,7 @@ class RagSection(Section):
     texts: bool = Field(True, description="RAGAS' metrics of text likeness with the relevant passages, without a model")
     endpoint: EndpointSection | None = Field(None, description="who answers and judges; without one, no model is asked")
     queries: int = Field(50, ge=1, description="a seeded sample of the queries, for what asks a model")
-    metrics: list[RagMetric] = Field(
-        default_factory=lambda: ["context_precision", "context_recall", "faithfulness", "answer_relevancy"],
-        description="what a model is asked for",
-    )
+    metrics: list[RagMetric] = Field(default_factory=lambda: list(RAG_METRICS), description="what a model is asked for")
     coverage: float = Field(0.95, gt=0, le=1, description="below this share of judged rows a column is unusable")
     confidence: float = Field(0.95, gt=0.5, lt=1, description="of the intervals")
     resamples: int = Field(2000, ge=100, description="of the intervals")
@@ -509,9 +507,12 @@ class Experiment(Section):
     @field_validator("train", mode="before")
     @classmethod
     def _one_training(cls, train: object) -> object:
-        """`train: {recipe: auto}` is short for `train: {finetuned: {recipe: auto}}`."""
-        short = isinstance(train, dict) and isinstance(train.get("recipe"), str)
-        return {"finetuned": train} if short else train
+        """`train: {recipe: auto}` is short for `train: {finetuned: {recipe: auto}}`; both may be mixed, as by --set."""
+        if not isinstance(train, dict) or not isinstance(train.get("recipe"), str):
+            return train
+        own = train.get("finetuned")
+        beside = own if isinstance(own, dict) else {}
+        return {"finetuned": {**{key: value for key, value in train.items() if value is not beside}, **beside}}
 
     @field_validator("retrieve", "train")
     @classmethod

@@ -26,7 +26,7 @@ ROOMS = (
     *("evaluate", "diagnose", "verdict", "report"),
 )
 
-VERSIONS = dict.fromkeys(ROOMS, 1) | {"rerank": 2, "blend": 3, "evaluate": 3, "report": 3}
+VERSIONS = dict.fromkeys(ROOMS, 1) | {"recipe": 2, "rerank": 2, "blend": 3, "evaluate": 3, "report": 3}
 """Raise a room's number when the same input gives another output: boxes made before are then made anew."""
 
 
