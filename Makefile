@@ -1,14 +1,16 @@
 # make demo    set up, then the whole job on real texts: ends with the table and a report
 # make test    set up, then the tests
 # make check   the tests, the lint, the types and the floors of the house
+# make rag     another environment with the extra [rag] (RAGAS), and the tests that need it
 #
 # Set-up is a virtual environment in .venv with the exact versions of constraints.txt. PYTHON=python3.12 picks another.
 
 PYTHON ?= python3
 VENV ?= .venv
+RAG ?= .venv-rag
 BIN = $(VENV)/bin
 
-.PHONY: setup demo test lint types layers check clean
+.PHONY: setup demo test lint types layers check rag clean
 
 setup: $(VENV)/.ready
 
@@ -18,6 +20,16 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
+
+$(RAG)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(RAG)
+	$(RAG)/bin/python -m pip install --quiet --constraint constraints.txt torch
+	$(RAG)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,rag]'
+	@touch $@
+
+rag: $(RAG)/.ready
+	$(RAG)/bin/python -W ignore -c 'import ragas.metrics.collections'
+	$(RAG)/bin/python -m pytest tests/test_ragmetrics.py tests/test_judge.py
 
 demo: setup
 	$(BIN)/rankwright demo
@@ -38,4 +50,4 @@ layers: setup
 check: lint types layers test
 
 clean:
-	rm -rf $(VENV) build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) $(RAG) build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

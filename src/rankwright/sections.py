@@ -444,6 +444,7 @@ class EvaluateSection(Section):
         default_factory=lambda: list(METRICS), min_length=1, description="mrr@k, recall@k, ndcg@k, map, precision@k, …"
     )
     split: Split = Field("test", description="whose queries")
+    judged: str | None = Field(None, description="TREC qrels whose labels are added where there are none: rag's, say")
     bootstrap: int = Field(2000, ge=100, description="resamples of the queries")
     permutations: int = Field(10000, ge=100, description="draws of the paired randomisation test")
     confidence: float = Field(0.95, gt=0.5, lt=1, description="of the intervals")
