@@ -674,3 +674,50 @@ def test_the_general_collection_is_told_below_the_table():
         assert " ".join([name, *(f"{cell.mean} {cell.interval}".strip() for cell in cells)]) in shown.text
     for line in words.legend:
         assert line in shown.text
+
+
+def a_rag():
+    def cell(arm, mean, judged, change=None):
+        worst = mean * judged / 50
+        difference = None if change is None else dict(zip(("value", "low", "high"), change, strict=True))
+        counts = {"judged": judged, "of": 50, "worst": worst, "best": worst + (50 - judged) / 50}
+        return {"arm": arm, "mean": mean, **counts, "difference": difference}
+
+    def column(metric, kind, usable, *cells):
+        return {"metric": metric, "kind": kind, "usable": usable, "cells": list(cells)}
+
+    columns = [
+        column("id_recall", "context", True, cell("retrieval", 0.4, 50), cell("<arm>", 0.5, 50, (0.1, 0.04, 0.16))),
+        column("tokens", "context", True, cell("retrieval", 1000, 50), cell("<arm>", 1234, 50, (234, 0.2, 468))),
+        column("faithfulness", "model", True, cell("retrieval", 0.8, 49), cell("<arm>", 0.7, 48, (-0.1, -0.2, -0.01))),
+        column("context_recall", "model", False, cell("retrieval", 0.8, 40), cell("<arm>", 0.7, 50)),
+    ]
+    return {
+        **{"arms": ["retrieval", "<arm>"], "k": 5, "queries": 50, "sampled": 50, "model": "<judge>"},
+        **{"columns": columns, "coverage": 0.95, "confidence": 0.95, "resamples": 2000},
+        **{"notes": ["<note>"], "spent": {"calls": 1234}},
+    }
+
+
+def test_the_answers_have_a_section_with_means_coverage_bounds_and_intervals(page):
+    assert page.count("section", id="rag") == page.count("a", href="#rag") == 0
+    html = report(make_view(rag=a_rag()))
+    shown = Page(html)
+    assert shown.count("section", id="rag") == shown.count("a", href="#rag") == 1
+    assert shown.count("table", **{"class": "result rag"}) == 2
+    for words in (
+        "Contexts: the first 5 passages of 50 queries, by the labels",
+        "arm recall tokens retrieval 0.4000 1,000 <arm> 0.5000 [+0.0400, +0.1600] 1,234 [0, +468]",
+        "Answers: 50 of these queries, judged by <judge>",
+        "arm faithfulness context recall (unusable)",
+        "retrieval 0.8000 49/50, 0.784 to 0.804 0.8000 40/50, 0.640 to 0.840",
+        "<arm> 0.7000 48/50, 0.672 to 0.712 [-0.2000, -0.0100] 0.7000 50/50",
+        "Unusable, fewer than 95% of an arm's rows judged: context recall.",
+        "Asked: 1,234 calls. <note>",
+        "faithfulness share of the answer's statements that the passages support",
+    ):
+        assert words in shown.text
+    section = html[html.index('<section id="rag"') : html.index("</section>", html.index('<section id="rag"'))]
+    assert re.findall(r'<b class="(\w+)">([^<]+)</b>', section) == [("up", "0.5000"), ("down", "0.7000")]
+    assert len(shown.ids) == len(set(shown.ids))
+    assert not re.search("<(arm|judge|note)>", html)

@@ -10,6 +10,7 @@ The command line is written on top of this.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -25,12 +26,14 @@ from rankwright.core import Collection, Group
 from rankwright.errors import ConfigError, DataError
 from rankwright.forecast import Work, forecast
 from rankwright.pipeline import Outcome, Walk
+from rankwright.pipeline.answering import refuse_unmeasured
 from rankwright.rooms.data import DataReport, data
 from rankwright.rooms.diagnose import Case, Diagnosis, diagnose
 from rankwright.rooms.merge import MergeReport, merge
 from rankwright.sections import Experiment, MergeSection
 from rankwright.toolbox import probe, progress
 from rankwright.toolbox.formats import Splits, flag, read, trec
+from rankwright.toolbox.formats.files import written_whole
 from rankwright.toolbox.metrics import measure_name
 from rankwright.toolbox.table import Table
 from rankwright.toolbox.weights import locate
@@ -153,6 +156,32 @@ def diagnose_files(
             collection=Collection(documents, queries, {"test": judged}),
         )
     )
+
+
+def export_rag(run: str | Path, out: str | Path, arm: str | None = None) -> list[Path]:
+    """Write what each arm of a measured run folder would send to a language model, as rows for any version of ragas.
+
+    JSONL with user_input, retrieved_contexts, retrieved_context_ids, reference_contexts, reference_context_ids,
+    response and reference. With an `arm`, `out` is a file; without, a folder that gets a file for each arm.
+
+    Raises:
+        ConfigError: no such run folder, or no such arm.
+        ArtefactError: the run folder has no table yet.
+        DataError: a text is missing.
+    """
+    folder = Path(run)
+    if not (folder / "resolved.yaml").is_file():
+        raise ConfigError(f"{str(run)!r} is no run folder", hint="rankwright rag export runs/NAME --out DIR")
+    walk = Walk(load(folder)[0], folder.resolve().parent)
+    walk.dry_run()  # so that it is known which stages there are
+    answering = walk.judging.answering
+    refuse_unmeasured(walk.site)
+    wanted = {arm: Path(out)} if arm else {name: Path(out) / f"{name}.jsonl" for name in answering.runs()}
+    for name, file in wanted.items():
+        rows = answering.rows(name)
+        with written_whole(file) as opened:
+            opened.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    return list(wanted.values())
 
 
 def merge_models(

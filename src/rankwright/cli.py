@@ -34,6 +34,7 @@ ROOM_HELP = {
     "blend": "Choose on dev how much of the reranker's score to mix in, and how deep.",
     "general": "Rerank a collection of another kind: what did fine-tuning forget?",
     "evaluate": "Measure every arm, with intervals and paired tests.",
+    "rag": "Say what the order does to answers: context metrics; with an endpoint, RAGAS.",
     "diagnose": "Say why reranking hurts: checks H1 to H15, and where the gap comes from.",
     "verdict": "Say whether to SHIP, BLEND, KEEP RETRIEVAL, or that it is INCONCLUSIVE.",
     "report": "Write the HTML page.",
@@ -137,7 +138,7 @@ def _room_command(room: str) -> None:
 
 
 for _name in ROOM_HELP:
-    if _name not in ("recipe", "merge", "diagnose", "verdict"):
+    if _name not in ("recipe", "merge", "rag", "diagnose", "verdict"):
         _room_command(_name)
 
 
@@ -227,6 +228,51 @@ def merge(
     if out is None:
         raise ConfigError("where should the merged model go?", hint="--out DIR")
     _merge_models(models, out, examples, given, as_json=as_json)
+
+
+@app.command()
+def rag(
+    words: Annotated[
+        list[str], typer.Argument(metavar="EXPERIMENT | export RUN", help="an experiment, as in run; or: export RUN")
+    ],
+    out: Annotated[Path | None, typer.Option(help="export: a folder, a file for each arm; a file with --arm")] = None,
+    arm: Annotated[str | None, typer.Option(help="export: one column of the table, as finetuned-blend")] = None,
+    overrides: Override = None,
+    runs: Runs = _RUNS,
+    as_json: AsJson = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Say what the order does to answers: metrics of the first passages, and RAGAS.
+
+    rankwright rag EXPERIMENT
+
+    measures the passages that each arm would send to a language model, without
+    asking any. With rag.endpoint (any OpenAI-compatible server) answers are
+    written and judged by ragas: pip install 'rankwright[rag]'. What that takes
+    is told before; replies are kept, so that the same again asks nothing.
+
+    rankwright rag export RUN --out DIR
+
+    writes the same passages as JSONL that any version of ragas reads.
+    """
+    if words[0] != "export" or len(words) != 2:
+        if len(words) > 1 or out or arm:
+            raise ConfigError(
+                "rag takes one experiment; --out and --arm go with export", hint="rag export RUN --out DIR"
+            )
+        result = _walk(words[0], "rag", overrides, runs, as_json=as_json, dry_run=dry_run)
+        if result and not as_json:
+            _print((result.folder / "rag" / "rag.txt").read_text(encoding="utf-8").rstrip("\n"))
+        return
+    if out is None:
+        raise ConfigError("where should the rows go?", hint="--out DIR, or --arm ARM --out FILE.jsonl")
+    from rankwright import api
+
+    written = [str(file) for file in api.export_rag(words[1], out, arm)]
+    if as_json:
+        _print_json({"files": written})
+    else:
+        _print(*(f"{file} is written" for file in written))
 
 
 @app.command(help=f"{ROOM_HELP['verdict']} Earlier rooms are walked first where they must be.")

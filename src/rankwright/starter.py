@@ -65,6 +65,12 @@ rerank:
 # merge: {{models: [base, finetuned], weight: sweep}}
 
 evaluate: {{}}
+
+# What does the order do to answers? Metrics of the first passages that a language model would be sent; with an
+# OpenAI-compatible server (Ollama, vLLM, llama.cpp, a service) answers are written, and ragas judges them.
+rag:
+  k: 5
+  # endpoint: {{base_url: http://localhost:11434/v1, model: llama3.1, max_calls: 2000}}   # needs rankwright[rag]
 """
 
 

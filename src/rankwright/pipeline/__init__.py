@@ -1,14 +1,16 @@
 """The corridor: the order of the rooms, which boxes can be used again, and what is said on the way.
 
     data -> retrieve -> recipe -> mine -> train -> merge -> rerank -> blend -> general
-         -> evaluate -> diagnose -> verdict -> report
+         -> evaluate -> rag -> diagnose -> verdict -> report
 
 Only these modules know the order. For every stage they say what it is made of (its key) and how to make it from the
 boxes of earlier ones; `workspace` decides whether it must be made.
 
     base      the site: experiment, plan, run folder, boxes, keys; what a stage is
     making    the stages that make models: data to merge
+    merging   the merge, and the sweep that finds its weight
     judging   the stages that use and judge them: rerank to report
+    answering what the order does to the answers of a language model
     walk      from stage to stage
     status    how far a run folder is
 """

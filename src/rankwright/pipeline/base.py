@@ -12,18 +12,19 @@ from pathlib import Path
 from typing import Any
 
 from rankwright.boxes import Boxes
-from rankwright.core import SPLITS, Run
+from rankwright.core import SPLITS, Qrels, Run
 from rankwright.plan import Model, Plan
 from rankwright.rooms.mine import PairScorer
 from rankwright.rooms.retrieve import RetrieveContext, pair_scorer
 from rankwright.sections import Experiment, FuseRetriever, Precision, RerankSection, Section
+from rankwright.toolbox.formats import trec
 from rankwright.toolbox.model import Reranker
 from rankwright.toolbox.scorer import CachedScorer, both_orders
 from rankwright.workspace import MadeOf, RunFolder
 
 ROOMS = (
     *("data", "retrieve", "recipe", "mine", "train", "merge", "rerank", "blend", "general"),
-    *("evaluate", "diagnose", "verdict", "report"),
+    *("evaluate", "rag", "diagnose", "verdict", "report"),
 )
 
 VERSIONS = dict.fromkeys(ROOMS, 1) | {"recipe": 2, "rerank": 2, "blend": 3, "evaluate": 3, "report": 3}
@@ -96,6 +97,15 @@ class Site:
             per_split=self.experiment.data.corpus == "per_split",
             drop_self=self.experiment.data.self_matches == "drop",
         )
+
+    @property
+    def measured_qrels(self) -> Qrels:
+        """The labels of the measured split and, where those have none, of `evaluate.judged`."""
+        labels, section = self.boxes.collection.qrels[self.plan.split], self.experiment.evaluate
+        if section is None or section.judged is None:
+            return labels
+        more = trec.read_qrels(section.judged)
+        return {query: {**more.get(query, {}), **grades} for query, grades in labels.items()}
 
     def inputs(self, *stages: str) -> dict[str, Any]:
         """The keys of earlier stages, as parts of what one is made of."""

@@ -14,6 +14,7 @@ from typing import Any
 
 from rankwright import config
 from rankwright.core import Qrels, Run, content_hash, text_id
+from rankwright.pipeline.answering import Answering
 from rankwright.pipeline.base import VERSIONS, Site, Stage, flat
 from rankwright.plan import BLENDED, MINE, RETRIEVAL, Model
 from rankwright.rooms.blend import FUSED, RRF, blend, blended, fuse, fused
@@ -25,7 +26,7 @@ from rankwright.rooms.rerank import rerank
 from rankwright.rooms.verdict import Arm, preferred, verdict
 from rankwright.sections import Training
 from rankwright.toolbox.formats import Splits, read
-from rankwright.toolbox.formats.content import content
+from rankwright.toolbox.formats.content import content, file_content
 from rankwright.toolbox.metrics import label
 from rankwright.toolbox.model import SETTINGS, read_settings
 from rankwright.toolbox.scorer import pair_lengths, tokens_read
@@ -39,6 +40,7 @@ class Judging:
 
     def __init__(self, site: Site) -> None:
         self.site = site
+        self.answering = Answering(site, self._runs)
 
     def stages(self) -> Iterator[Stage]:
         """The stages in order; each as the site's experiment is when it is asked for."""
@@ -56,6 +58,8 @@ class Judging:
 
     def _judging_stages(self) -> Iterator[Stage]:
         yield Stage("evaluate", self._evaluate_made_of, self._evaluate)
+        if self.site.experiment.rag:
+            yield Stage("rag", self.answering.made_of, self.answering.work)
         if self.site.experiment.diagnose and self.site.plan.examined:
             yield Stage("diagnose", self._diagnose_made_of, self._diagnose)
         if self.site.experiment.verdict and self.site.plan.arms:
@@ -195,13 +199,15 @@ class Judging:
         inputs = ["data", "retrieve", *(["rerank"] if self.site.experiment.rerank else [])]
         inputs += self._optional("blend", "general")
         made = {**flat("evaluate", section), "evaluate.retriever": self.site.plan.rerank_from}
+        if section.judged:
+            made["content.evaluate.judged"] = file_content(section.judged)
         return {**made, "seed": self.site.experiment.seed, **self.site.inputs(*inputs), "room": VERSIONS["evaluate"]}
 
     def _evaluate(self, out: Path) -> list[str]:
         section = self.site.experiment.evaluate
         assert section
         runs = self._runs()
-        evaluation = evaluate(runs, self.site.boxes.collection.qrels[section.split], section, self.site.experiment.seed)
+        evaluation = evaluate(runs, self.site.measured_qrels, section, self.site.experiment.seed)
         self.site.boxes.save_evaluation(out, evaluation, self._provenance(), self._general_table())
         return [f"{len(evaluation.queries):,} {section.split} queries, {len(runs)} arms"]
 
@@ -287,7 +293,7 @@ class Judging:
         return Case(
             retrieved=self.site.boxes.candidates(self.site.plan.rerank_from, self.site.plan.split),
             reranked=self.site.boxes.reranked(arm, self.site.plan.split),
-            qrels=collection.qrels[self.site.plan.split],
+            qrels=self.site.measured_qrels,
             depth=rerank_section.depth,
             metric=section.metric,
             split=self.site.plan.split,
@@ -363,7 +369,7 @@ class Judging:
     def _report_made_of(self) -> MadeOf:
         section = self.site.experiment.report
         assert section
-        stages = ["data", "retrieve", "evaluate", *self._optional("blend", "diagnose", "verdict")]
+        stages = ["data", "retrieve", "evaluate", *self._optional("blend", "rag", "diagnose", "verdict")]
         stages += [*self._optional("merge"), *(f"train/{name}" for name in self.site.plan.trainings)]
         shown = {f"recipe.{name}": content_hash([*found["lines"]])[:16] for name, found in self._recipes().items()}
         return {**flat("report", section), **shown, **self.site.inputs(*stages), "room": VERSIONS["report"]}
@@ -378,7 +384,7 @@ class Judging:
             title=section.title or self.site.experiment.name,
             table=self.site.boxes.table(),
             runs=self._runs(),
-            qrels=collection.qrels[self.site.plan.split],
+            qrels=self.site.measured_qrels,
             queries=collection.queries,
             documents=collection.documents,
             trainings={name: self.site.boxes.log(name) for name in self.site.plan.trainings},
@@ -390,6 +396,7 @@ class Judging:
             depth=self.site.experiment.rerank.depth if self.site.experiment.rerank else None,
             recipes=self._recipes(),
             sweep=self._made("merge", "sweep.json"),
+            rag=self._made("rag", "rag.json"),
             seconds={name: float(stage["seconds"]) for name, stage in done.items() if stage},
             retrievers=(RRF, FUSED, *self.site.plan.members),
             examples=section.examples,

@@ -16,6 +16,7 @@ from pathlib import Path
 from rankwright.rooms.report import parts
 from rankwright.rooms.report.queries import query_view
 from rankwright.rooms.report.view import ReportView
+from rankwright.toolbox.ragtable import in_words as rag_in_words
 from rankwright.toolbox.table import in_words
 
 __all__ = ["ReportView", "report"]
@@ -38,6 +39,7 @@ def report(view: ReportView) -> str:
         words=in_words(view.table),
         verdict=parts.verdict(view.verdict),
         headline=parts.headline(view.table),
+        rag=rag_in_words(view.rag) if view.rag else None,
         means=parts.mean_plots(view.table),
         ladder=parts.ladder(view.ladder),
         findings=parts.findings(view.findings),

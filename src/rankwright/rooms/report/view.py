@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rankwright.core import Qrels, Run
+from rankwright.toolbox.ragtable import RagTable
 from rankwright.toolbox.table import Table
 
 BLEND = "-blend"
@@ -29,7 +30,7 @@ class ReportView:
     what dev chose for it and the grid behind that. So many candidates as `depth` have a reranker's score (None: all).
     `retrievers` are arms of the table that no reranker made. `recipes` maps a training to what the search for its
     recipe tried and found (recipe.json). `sweep` is what the search for a merge's weight measured and chose
-    (`toolbox.front.Sweep.values`).
+    (`toolbox.front.Sweep.values`). `rag` is what the order does to the answers (`toolbox.ragtable.RagTable`).
     """
 
     title: str
@@ -50,6 +51,7 @@ class ReportView:
     retrievers: Sequence[str] = ("rrf", "fused")
     recipes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     sweep: Mapping[str, Any] | None = None
+    rag: RagTable | None = None
 
 
 def compared(view: ReportView) -> list[str]:
