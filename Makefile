@@ -29,7 +29,7 @@ $(RAG)/.ready: pyproject.toml constraints.txt
 
 rag: $(RAG)/.ready
 	$(RAG)/bin/python -W ignore -c 'import ragas.metrics.collections'
-	$(RAG)/bin/python -m pytest tests/test_ragmetrics.py tests/test_judge.py
+	$(RAG)/bin/python -m pytest tests/test_ragmetrics.py tests/test_judge.py tests/test_answering.py
 
 demo: setup
 	$(BIN)/rankwright demo

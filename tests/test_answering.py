@@ -1,7 +1,10 @@
 """The rag stage of the walk: context columns of every arm, rows for ragas elsewhere, and labels from a judge."""
 
+import importlib.util
 import json
 import shutil
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -104,3 +107,39 @@ def test_a_judges_labels_are_added_where_there_are_none(answered, tmp_path):
 
     assert first(before) < 1
     assert first(after) == 1
+
+
+@pytest.fixture
+def chat():
+    """A server that answers by fixed rules."""
+    pytest.importorskip("ragas")
+    spec = importlib.util.spec_from_file_location("chatserver", Path(__file__).with_name("chatserver.py"))
+    module = sys.modules["chatserver"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    with module.running() as chat:
+        yield chat
+
+
+def test_an_endpoint_writes_answers_and_judges_every_column_and_is_asked_once(answered, chat, tmp_path):
+    experiment, _, runs, arms = answered
+    copied = shutil.copytree(runs, tmp_path / "runs")
+    endpoint = {"base_url": chat.url, "model": "rules", "key_from": "NO_KEY_HERE", "max_calls": 5000}
+    asking = {**experiment, "rag": {**experiment["rag"], "queries": 4, "endpoint": endpoint}}
+    rankwright.run(asking, runs=copied)
+    folder = copied / "tiny/rag"
+    found = json.loads((folder / "rag.json").read_text())
+    assert found["model"] == "rules"
+    assert found["sampled"] == 4
+    judged = {column["metric"] for column in found["columns"]}
+    assert {"context_precision", "context_recall", "faithfulness", "answer_relevancy"} <= judged
+    assert set(json.loads((folder / "responses.json").read_text())) == set(arms)
+    assert trec.read_qrels(folder / "judged.qrels")
+    asked = chat.wire
+    assert asked > 0
+    shutil.rmtree(folder)
+    rankwright.run(asking, runs=copied)
+    assert chat.wire == asked
+    again = json.loads((folder / "rag.json").read_text())
+    assert again["columns"] == found["columns"]
+    rows = [json.loads(line) for line in (rankwright.export_rag(copied / "tiny", tmp_path / "r", None))[0].open()]
+    assert sum(row["response"] is not None for row in rows) == 4
