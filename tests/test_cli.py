@@ -202,7 +202,7 @@ def test_a_rooms_dry_run_ends_with_that_room(rankwright, tiny_file):
 
 
 def test_the_demo_can_be_looked_at_without_running(rankwright):
-    code, out, _ = rankwright("demo", "--dry-run", "--set", "merge=null")
+    code, out, _ = rankwright("demo", "--dry-run", "--set", "merge=null", "--set", "rag=null")
     assert code == 0
     stages = [line.split()[0] for line in out.splitlines()]
     assert stages[:4] == ["data", "retrieve", "recipe/finetuned", "train/finetuned"]
