@@ -35,6 +35,7 @@ from rankwright.toolbox import probe, progress
 from rankwright.toolbox.formats import Splits, flag, read, trec
 from rankwright.toolbox.formats.files import written_whole
 from rankwright.toolbox.metrics import measure_name
+from rankwright.toolbox.ragtable import RagTable
 from rankwright.toolbox.table import Table
 from rankwright.toolbox.weights import locate
 
@@ -48,6 +49,8 @@ class Result:
     table: Table | None
     verdict: Mapping[str, Any] | None = None
     """word, slug (ship, blend, keep, inconclusive), lines and numbers, if the walk came to a verdict"""
+    rag: RagTable | None = None
+    """the context metrics and a judge's of every column, if there is a rag section"""
 
     @property
     def report(self) -> Path | None:
@@ -121,6 +124,7 @@ def run(
         outcomes,
         table,
         walk.boxes.values("verdict", "verdict.json") if "verdict" in reached else None,
+        walk.boxes.values("rag", "rag.json") if "rag" in reached else None,
     )
 
 

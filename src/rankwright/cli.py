@@ -260,9 +260,7 @@ def rag(
             raise ConfigError(
                 "rag takes one experiment; --out and --arm go with export", hint="rag export RUN --out DIR"
             )
-        result = _walk(words[0], "rag", overrides, runs, as_json=as_json, dry_run=dry_run)
-        if result and not as_json:
-            _print((result.folder / "rag" / "rag.txt").read_text(encoding="utf-8").rstrip("\n"))
+        _walk(words[0], "rag", overrides, runs, as_json=as_json, dry_run=dry_run)
         return
     if out is None:
         raise ConfigError("where should the rows go?", hint="--out DIR, or --arm ARM --out FILE.jsonl")
@@ -469,6 +467,10 @@ def _show(result: Result) -> None:
 
     if result.table:
         Console(width=None if sys.stdout.isatty() else 110, highlight=False).print("", terminal(result.table))
+    if result.rag:
+        from rankwright.toolbox import ragtable
+
+        _print("", *ragtable.lines(result.rag))
     if result.verdict:
         _print("", *result.verdict["lines"])
     spent = [(outcome.stage, outcome.seconds) for outcome in result.outcomes if outcome.action != "reused"]
@@ -511,6 +513,7 @@ def _as_values(result: Result) -> dict[str, Any]:
         "run": str(result.folder),
         "stages": [dataclasses.asdict(outcome) for outcome in result.outcomes],
         "table": result.table,
+        "rag": result.rag,
         "verdict": result.verdict,
         "report": str(result.report) if result.report else None,
     }

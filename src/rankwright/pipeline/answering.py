@@ -58,7 +58,7 @@ class Answering:
                 say(line)
         found = rag(case, section, judge, self._tokens(), seed)
         self._save(out, found)
-        return found.lines()
+        return [f"the first {section.k} passages of {len(found.queries):,} queries, {len(found.arms)} columns"]
 
     def case(self) -> Case:
         """The runs, the texts, the labels, and the reference answers."""
