@@ -37,7 +37,7 @@ def test_every_column_of_the_table_has_its_contexts_measured(answered):
     assert found["k"] == 3
     assert found["model"] is None
     assert {"rag.md", "rag.txt", "per_query.parquet"} <= {file.name for file in (runs / "tiny/rag").iterdir()}
-    assert not (runs / "tiny/rag/judged.qrels").exists()
+    assert not (runs / "tiny/judged.qrels").exists()
 
 
 def test_the_report_shows_them(answered):
@@ -133,7 +133,7 @@ def test_an_endpoint_writes_answers_and_judges_every_column_and_is_asked_once(an
     judged = {column["metric"] for column in found["columns"]}
     assert {"context_precision", "context_recall", "faithfulness", "answer_relevancy"} <= judged
     assert set(json.loads((folder / "responses.json").read_text())) == set(arms)
-    assert trec.read_qrels(folder / "judged.qrels")
+    assert trec.read_qrels(copied / "tiny/judged.qrels")
     asked = chat.wire
     assert asked > 0
     shutil.rmtree(folder)
@@ -143,3 +143,6 @@ def test_an_endpoint_writes_answers_and_judges_every_column_and_is_asked_once(an
     assert again["columns"] == found["columns"]
     rows = [json.loads(line) for line in (rankwright.export_rag(copied / "tiny", tmp_path / "r", None))[0].open()]
     assert sum(row["response"] is not None for row in rows) == 4
+    own = {**asking, "evaluate": {**asking["evaluate"], "judged": str(copied / "tiny/judged.qrels")}}
+    for _ in range(2):  # the labels that this very experiment wrote
+        rankwright.run(own, runs=copied)

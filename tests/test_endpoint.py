@@ -277,7 +277,7 @@ def test_a_model_that_takes_no_temperature_is_asked_without(chat, tmp_path):
 
 
 def test_a_model_that_refuses_anything_else_is_asked_once(chat, tmp_path):
-    chat.faults = [Fault("400", word="word1", body="temperature is refused, whatever you do")]
+    chat.faults = [Fault("400", word="word1", body="temperature is not supported, whatever you do")]
     endpoint, answers = run(chat, tmp_path, WORDS[:3], concurrency=1)
     assert answers == ["you said word0", None, "you said word2"]
     assert endpoint.spent.calls == 4
@@ -405,3 +405,36 @@ def test_a_killed_run_resumes_and_asks_only_what_is_missing(chat, tmp_path):
     assert endpoint.spent.cached + endpoint.spent.calls == 30
     assert before - endpoint.spent.cached <= 2  # those that were under way
     assert 2000 - endpoint.left in (chat.wire, chat.wire + 1, chat.wire + 2)  # counted before they were sent
+
+
+def test_another_port_is_another_server(chat, tmp_path):
+    run(chat, tmp_path, WORDS[:2])
+    with chatserver.running() as other:
+        endpoint, answers = run(other, tmp_path, WORDS[:2])
+        assert (other.wire, endpoint.spent.cached) == (2, 0)
+        assert answers == ["you said word0", "you said word1"]
+
+
+def test_a_second_run_in_which_only_refused_requests_are_left_ends(chat, tmp_path):
+    refused = [f"no{number}" for number in range(12)]
+    chat.faults = [Fault("400", word="no")]
+    run(chat, tmp_path, [*WORDS[:3], *refused], concurrency=1)
+    endpoint, answers = run(chat, tmp_path, [*WORDS[:3], *refused], concurrency=1)
+    assert answers[:3] == ["you said word0", "you said word1", "you said word2"]
+    assert (endpoint.spent.cached, endpoint.spent.failed) == (3, 12)
+
+
+@pytest.mark.parametrize(
+    "url", ["http://localhost:abc/v1", "http://[::1/v1", "http://me:s3cret@host/v1", "localhost/v1"]
+)
+def test_an_address_that_cannot_be_asked_or_holds_a_password_is_refused_at_once(url, tmp_path):
+    section = EndpointSection(base_url=url, model="rules")
+    with pytest.raises(ConfigError, match="address") as caught:
+        Endpoint(section, tmp_path)
+    assert "s3cret" not in str(caught.value)
+
+
+def test_a_long_prompt_that_is_refused_changes_nothing_for_the_others(chat, tmp_path):
+    chat.faults = [Fault("400", word="word1", body="'max_tokens' is too large: the maximum context length is 4096")]
+    run(chat, tmp_path, WORDS[:3], concurrency=1)
+    assert all(body["temperature"] == 0 for body in chat.bodies)

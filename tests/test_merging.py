@@ -138,3 +138,29 @@ def test_what_dev_chose_is_not_measured_on_dev(tiny_experiment, merge):
     experiment = Experiment(**{**tiny_experiment, "merge": merge, "evaluate": {"split": "dev"}})
     with pytest.raises(ConfigError, match="has chosen"):
         Plan.of(experiment)
+
+
+def test_a_plain_encoder_may_be_the_first_model_of_a_sweep(again):
+    """It has no head of its own: at every weight the head is the other's."""
+    experiment, runs = again
+    encoder = experiment["train"]["distilled"]["base"]
+    walk(experiment, runs, models=[encoder, "finetuned"])
+    found = json.loads((runs / "tiny/merge/sweep.json").read_text())
+    assert found["trials"][0]["weight"] == 0
+    assert (runs / "tiny/merge/model/config.json").exists()
+
+
+def test_a_trial_touches_nothing_outside_its_folder_whatever_its_models_are_called(again):
+    experiment, runs = again
+    outside = shutil.copytree(runs / "tiny/train/finetuned/model", runs.parent / "other")
+    beside = runs.parent / "other alone"
+    beside.mkdir()
+    (beside / "mine.txt").write_text("keep")
+    for method in ("linear", "ties"):
+        walk(experiment, runs, models=["base", "finetuned", str(outside)], method=method)
+        assert (beside / "mine.txt").read_text() == "keep"
+
+
+def test_a_misspelt_metric_is_told_before_anything_is_trained(tiny_experiment, tmp_path):
+    with pytest.raises(ConfigError, match="ndgc"):
+        walk(tiny_experiment, tmp_path, choose_by="ndgc@10")

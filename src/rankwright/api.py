@@ -177,12 +177,13 @@ def export_rag(run: str | Path, out: str | Path, arm: str | None = None) -> list
     if not (folder / "resolved.yaml").is_file():
         raise ConfigError(f"{str(run)!r} is no run folder", hint="rankwright rag export runs/NAME --out DIR")
     walk = Walk(load(folder)[0], folder.resolve().parent)
-    walk.dry_run()  # so that it is known which stages there are
+    actions = {outcome.stage: outcome.action for outcome in walk.dry_run()}
     answering = walk.judging.answering
-    refuse_unmeasured(walk.site)
+    refuse_unmeasured(walk.site, actions.get("evaluate"))
+    answered = actions.get("rag") == "reuse"  # else answers were written from other passages
     wanted = {arm: Path(out)} if arm else {name: Path(out) / f"{name}.jsonl" for name in answering.runs()}
     for name, file in wanted.items():
-        rows = answering.rows(name)
+        rows = answering.rows(name, answered=answered)
         with written_whole(file) as opened:
             opened.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     return list(wanted.values())

@@ -26,9 +26,6 @@ from rankwright.workspace import MadeOf, write_json, write_text
 if TYPE_CHECKING:
     from rankwright.toolbox.judge import RagasJudge
 
-_UNASKED = ("key_from", "concurrency", "timeout", "retries", "max_calls")
-"""Keys of the endpoint that change how it is asked, not what it says."""
-
 
 class Answering:
     """The stage of the site's `rag:` section; `runs` gives the columns of the table, retrieval first."""
@@ -41,9 +38,6 @@ class Answering:
         """The section, the table's runs and, where there are any, the reference answers."""
         section = self._section()
         made = flat("rag", section)
-        made = {name: value for name, value in made.items() if not name.endswith(tuple(f".{key}" for key in _UNASKED))}
-        if section.endpoint:  # a larger budget may fill what was left open
-            made["rag.endpoint.max_calls"] = section.endpoint.max_calls
         if section.answers:
             made["content.rag.answers"] = file_content(section.answers)
         made["rag.encoder"] = self._encoder_name()
@@ -71,13 +65,14 @@ class Answering:
             answers=read_answers(answers, collection.queries) if answers else {},
         )
 
-    def rows(self, arm: str) -> Iterator[dict[str, Any]]:
-        """An arm's rows for ragas elsewhere, with the answers that the stage has had written, if any.
+    def rows(self, arm: str, *, answered: bool) -> Iterator[dict[str, Any]]:
+        """An arm's rows for ragas elsewhere; if it is `answered`, with the answers that the stage has had written.
 
         Raises:
             ConfigError: no such arm.
         """
-        responses: Mapping[str, Mapping[str, str]] = self.site.boxes.values("rag", "responses.json") or {}
+        found = self.site.boxes.values("rag", "responses.json") if answered else None
+        responses: Mapping[str, Mapping[str, str]] = found or {}
         return export_rows(self.case(), self._section(), arm, responses.get(arm))
 
     def _save(self, out: Path, found: Rag) -> None:
@@ -92,7 +87,8 @@ class Answering:
             judged: dict[str, dict[str, int]] = {}
             for query, document, relevant in found.verdicts:
                 judged.setdefault(query, {})[document] = int(relevant)
-            trec.write_qrels(out / "judged.qrels", judged)
+            # Not among the stage's own files: `evaluate` may read it, and comes before.
+            trec.write_qrels(self.site.folder.root / "judged.qrels", judged)
 
     def _section(self) -> RagSection:
         return self.site.experiment.rag or RagSection()
@@ -126,9 +122,8 @@ class Answering:
         return count
 
 
-def refuse_unmeasured(site: Site) -> None:
-    """Raise an ArtefactError where a run folder has no table yet: its arms are what rows are made of."""
-    if site.folder.read("evaluate") is None:
-        raise ArtefactError(
-            "this experiment has not been measured yet", where=str(site.folder.root), hint="rankwright run it first"
-        )
+def refuse_unmeasured(site: Site, evaluate: str | None) -> None:
+    """Raise an ArtefactError unless the table can be reused as it stands: its arms are what rows are made of."""
+    if evaluate != "reuse":
+        what = "this experiment has not been measured yet, or something has changed since"
+        raise ArtefactError(what, where=str(site.folder.root), hint="rankwright run it first")

@@ -153,8 +153,10 @@ def _alone(section: MergeSection) -> list[Point]:
     before = 0 if section.method in OF_DIFFERENCES else 1
     places = range(before, before + len(others))
     size = before + len(others)
+    # A method that drops entries leaves no model as it was.
+    what = f"by {section.method}" if section.method in ("ties", "dare") and section.density < 1 else "alone"
     return [
-        Point(f"{name} alone", None, tuple(float(place == own) for place in range(size)))
+        Point(f"{name} {what}", None, tuple(float(place == own) for place in range(size)))
         for name, own in zip(others, places, strict=True)
     ]
 

@@ -183,6 +183,8 @@ def _version(package: str) -> str | None:
 def _check_metrics(experiment: Experiment) -> None:
     """Refuse an unknown metric now, and not after hours of training."""
     watched = [training.dev.metric for training in experiment.train.values() if training.dev]
+    watched += [experiment.merge.choose_by] if experiment.merge else []
+    watched += [section.metric for section in (experiment.blend, experiment.general) if section]
     for metric in (*(experiment.evaluate.metrics if experiment.evaluate else ()), *watched):
         measure_name(metric)
     if experiment.evaluate and experiment.verdict and experiment.rerank:

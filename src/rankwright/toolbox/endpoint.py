@@ -42,9 +42,13 @@ Message = Mapping[str, str]
 _AGAIN = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529})
 _WRONG = frozenset({301, 302, 307, 308, 401, 404, 405})
 """Statuses that speak of the section (address, key, model), not of one request, if nothing was answered before."""
+_THIS_ALONE = frozenset({400, 413, 422})
+"""Statuses that are about one request: too long, or not to the server's liking."""
 _LONGEST_PAUSE = 60.0
 _SEEMS_DOWN = 10
 """Requests given up in a row. If none was ever answered, the run ends; else each gets one try until one is."""
+_REFUSED = re.compile(r"(?=.*(?:max_tokens|temperature)).*(?:unsupported|not support)", re.DOTALL | re.IGNORECASE)
+"""What a model that takes no temperature, or another name for the limit, says: not what a long prompt gets."""
 _THOUGHTS = re.compile(r"\A\s*<think>.*?</think>\s*", re.DOTALL)
 
 
@@ -104,12 +108,10 @@ class Endpoint:
             ConfigError: `base_url` is no http address.
             MissingExtraError: there is no httpx.
         """
-        if urlsplit(section.base_url).scheme not in ("http", "https"):
-            hint = "http://localhost:8000/v1"
-            raise ConfigError(f"{section.base_url!r} is no http address", where="rag.endpoint.base_url", hint=hint)
+        _check_address(section.base_url)
         self.section, self.folder, self.pause, self.seed = section, folder, pause, seed
         self.http = http_library()
-        self.key = _Secret(os.environ.get(section.key_from, "").strip())
+        self.key = _Secret(_key(section.key_from))
         self.spent = Spent()
         self.reasons: Counter[str] = Counter()
         """Why items failed: `timed out`, `HTTP 500`, `budget spent`, … -> how many."""
@@ -250,7 +252,7 @@ class Session:
         try:
             reply = await self.reply(url, self._body(messages))
         except GaveUpError as error:
-            refused = error.status == 400 and any(name in error.detail for name in ("max_tokens", "temperature"))
+            refused = error.status == 400 and _REFUSED.search(error.detail)
             if knew or not refused:
                 raise
             self._endpoint.reasoner = True
@@ -274,16 +276,18 @@ class Session:
             RankwrightError: as `Endpoint.fatal`.
         """
         endpoint, canonical = self._endpoint, json.dumps(body, sort_keys=True)
-        key = content_hash([urlsplit(url).path, canonical])
+        key = content_hash([_address(url), canonical])
         async with self._busy.setdefault(key, asyncio.Lock()):
             kept = endpoint.kept(key)
             if kept is not None:
                 endpoint.count(cached=1)
+                endpoint.answered = True  # once: this is the right server, whatever it refuses now
                 return kept
             try:
                 async with self._slots:
                     reply = await self._tries(url, canonical, key)
-                endpoint.keep(key, reply)
+                if _says_something(reply):  # else it may next time
+                    endpoint.keep(key, reply)
             except RankwrightError as error:
                 endpoint.fatal = error
                 raise
@@ -305,7 +309,8 @@ class Session:
             trouble = outcome
             if not trouble.again:
                 break
-        endpoint.in_a_row += 1
+        if trouble.status not in _THIS_ALONE:
+            endpoint.in_a_row += 1
         raise self._give_up(trouble)
 
     async def _try(self, url: str, body: str) -> dict[str, Any] | _Trouble:
@@ -370,7 +375,7 @@ class _Transport:
             raise GaveUpError("not a chat completion", detail=f"{request.method} {request.url.path}")
         body = json.loads(await request.aread())
         reply = await self._session.reply(str(request.url), body)
-        return self._http.Response(200, json=reply, request=request)
+        return self._http.Response(200, json=_without_thoughts(reply), request=request)
 
     async def aclose(self) -> None:
         """Nothing of its own to close."""
@@ -399,6 +404,49 @@ class _Secret:
     def hidden(self, text: str) -> str:
         """`text`, without the key."""
         return text.replace(self._value, "***") if self._value else text
+
+
+def _check_address(url: str) -> None:
+    """Refuse what cannot be asked, or would be written down with a password in it."""
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:  # a port that is no number, brackets that do not close
+        usable = False
+    where, hint = "rag.endpoint.base_url", "http://localhost:8000/v1"
+    if not usable:
+        raise ConfigError(f"{url!r} is no http address", where=where, hint=hint)
+    if parts.username or parts.password:
+        raise ConfigError("the address holds a user or a password", where=where, hint="put the key into key_from")
+
+
+def _key(variable: str) -> str:
+    key = os.environ.get(variable, "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise ConfigError(f"the key in ${variable} holds characters that no header can carry", where="rag.endpoint")
+    return key
+
+
+def _address(url: str) -> str:
+    """Who is asked what: another host or port is another server."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.hostname}:{parts.port}{parts.path}"
+
+
+def _says_something(reply: Mapping[str, Any]) -> bool:
+    message = reply["choices"][0]["message"]
+    content = message.get("content")
+    return bool(message.get("tool_calls")) or (isinstance(content, str) and not content.isspace() and content != "")
+
+
+def _without_thoughts(reply: dict[str, Any]) -> dict[str, Any]:
+    """The reply without what the model thought aloud in front of its answer."""
+    first, *rest = reply["choices"]
+    content = first["message"].get("content")
+    if not isinstance(content, str):
+        return reply
+    message = {**first["message"], "content": _THOUGHTS.sub("", content)}
+    return {**reply, "choices": [{**first, "message": message}, *rest]}
 
 
 def http_library() -> Any:

@@ -160,7 +160,7 @@ def _remarks(report: MergeReport, common: checks.Common, headed: Sequence[bool],
 @contextmanager
 def _folder(out: Path) -> Iterator[Path]:
     """An empty folder beside `out`, which takes its name if the block ends well and goes if it does not."""
-    out = out.absolute()
+    out = out.resolve()
     partial = out.with_name(f".{out.name}.partial")
     try:
         shutil.rmtree(partial, ignore_errors=True)  # what a killed merge left

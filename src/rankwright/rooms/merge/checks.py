@@ -51,10 +51,21 @@ def check_out(models: Sequence[Path], out: Path) -> None:
     Raises:
         ArtefactError: it does.
     """
-    if any(model.resolve() == out.resolve() for model in models):
+    place = out.resolve()
+    if any(place in (model.resolve(), *model.resolve().parents) for model in models):
         raise ArtefactError("a merge may not overwrite one of its models", where=str(out), hint="name another folder")
-    if out.exists() and not (out / "config.json").is_file() and not (out.is_dir() and not any(out.iterdir())):
-        raise ArtefactError("something stands here that is no model", where=str(out), hint="name another folder")
+    if out.exists() and not _is_replaceable(out):
+        what = "something stands here that is no model, or more than one"
+        raise ArtefactError(what, where=str(out), hint="name another folder, or delete this one")
+
+
+def _is_replaceable(folder: Path) -> bool:
+    """An empty folder, or a model's with nothing below it: what is replaced is deleted."""
+    if not folder.is_dir():
+        return False
+    there = list(folder.iterdir())
+    model = (folder / "config.json").is_file() and any(file.suffix == ".safetensors" for file in there)
+    return not there or (model and not any(file.is_dir() for file in there))
 
 
 def check_configs(models: Sequence[Path]) -> tuple[list[bool], int]:

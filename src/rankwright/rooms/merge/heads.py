@@ -113,7 +113,7 @@ def rescalings(logits: Sequence[Logits | None], folders: Sequence[Path]) -> list
         if own is None or own == aim:
             found.append((1.0, 0.0))
             continue
-        if not own.spread:
+        if not own.spread or not aim.spread:
             raise ModelError("it gives every probe pair the same logit; that cannot be rescaled", where=str(folder))
         factor = aim.spread / own.spread
         found.append((factor, aim.mean - factor * own.mean))

@@ -16,10 +16,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from rankwright.core import content_hash
 from rankwright.rooms.merge import merge
 from rankwright.sections import OF_DIFFERENCES, MergeSection
 from rankwright.toolbox.devset import DevSet, Score
 from rankwright.toolbox.front import Trial
+from rankwright.toolbox.model import has_head
 from rankwright.toolbox.scorer import CachedScorer, both_orders
 
 
@@ -42,7 +44,7 @@ class Bench:
     """How trials are made; it can be sent to another process, and called there.
 
     `dev` and `general` are asked in the order that each of them watches; lengths are in tokens of a pair. Merged models
-    stand in `folder` while they are asked, each by its point's name.
+    stand in `folder` while they are asked.
     """
 
     models: tuple[Path, ...]
@@ -65,7 +67,7 @@ class Bench:
             ModelError: the models do not fit together.
             DiskError: there is no room for another model.
         """
-        own = self.folder / point.name.replace(" ", "-")
+        own = self.folder / content_hash([str(weight) for weight in point.weights])[:16]  # names may be paths
         model = self._alone(point) or self._merged(point, own)
         measured = [self.dev.values(self._score(model, self.max_length, f"{point.name}, dev"))]
         if self.general:
@@ -74,11 +76,16 @@ class Bench:
         return Trial(point.name, point.weight, point.weights, *(tuple(map(float, values)) for values in measured))
 
     def _alone(self, point: Point) -> Path | None:
-        """The one model that these weights leave as it is; its scores may be known already."""
+        """The one model that these weights leave as it is; its scores may be known already.
+
+        None for a plain encoder: it is merged, and so has the others' head.
+        """
         weights: Sequence[float] = point.weights
         if self.section.method in OF_DIFFERENCES:
-            return None if any(weights) else self.models[0]
-        return self.models[weights.index(1.0)] if sorted(weights)[:-1] == [0.0] * (len(weights) - 1) else None
+            left = None if any(weights) else self.models[0]
+        else:
+            left = self.models[weights.index(1.0)] if sorted(weights)[:-1] == [0.0] * (len(weights) - 1) else None
+        return left if left and has_head(left) else None
 
     def _merged(self, point: Point, out: Path) -> Path:
         merge(self.models, self.section, out, weights=point.weights, probe=self.probe)

@@ -104,7 +104,7 @@ def forecast(case: Case, section: RagSection, seed: int) -> Forecast:
 
 
 def _items(asked: Questions) -> dict[Method, list[tuple[object, ...]]]:
-    """The questions as `estimate` takes them: None is an answer to come, a number keeps such items apart."""
+    """The questions as `estimate` takes them: None is an answer to come, a number in front keeps such items apart."""
     kinds: dict[Method, list[tuple[object, ...]]] = {
         "answers": list(asked.answers),
         "relevant": [(query, text, by if isinstance(by, str) else None) for query, text, by in asked.relevant],
@@ -112,7 +112,7 @@ def _items(asked: Questions) -> dict[Method, list[tuple[object, ...]]]:
         "faithfulness": [(*prompt, None) for prompt in asked.faithfulness],
         "relevancy": [(query, None) for query, _ in asked.relevancy],
     }
-    return {kind: [(*item, place) for place, item in enumerate(items)] for kind, items in kinds.items()}
+    return {kind: [(place, *item) for place, item in enumerate(items)] for kind, items in kinds.items()}
 
 
 def _notes(material: Material, judged: bool) -> Iterator[str]:

@@ -24,9 +24,7 @@ def read_answers(path: str | Path, queries: Mapping[str, str]) -> dict[str, str]
     file, notes = Path(path).expanduser(), Notes()
     by_text = {text_id(text): query for query, text in queries.items()}
     found: dict[str, str] = {}
-    lines = 0
     for number, line in json_lines(file, notes):
-        lines += 1
         answer, named = line.get("answer"), _named(line, queries, by_text)
         if not isinstance(answer, str) or named is None:
             notes.problem(f"{file}:{number}: a line needs query_id (or query) and answer, both texts")
@@ -34,7 +32,7 @@ def read_answers(path: str | Path, queries: Mapping[str, str]) -> dict[str, str]
             notes.problem(f"{file}:{number}: query {named} has another answer already")
         elif named in queries:
             found[named] = answer
-    if lines and not found and not notes.problems:
+    if not found and not notes.problems:
         notes.problem(f"{file}: no line names a query of this collection")
     notes.refuse("problems in the reference answers", hint='{"query_id": "q1", "answer": "…"} on each line')
     return found
@@ -43,6 +41,9 @@ def read_answers(path: str | Path, queries: Mapping[str, str]) -> dict[str, str]
 def _named(line: Mapping[str, Any], queries: Mapping[str, str], by_text: Mapping[str, str]) -> str | None:
     """The query's id; empty where it is none of the collection's, None where none is named."""
     name, text = line.get("query_id"), line.get("query")
-    if isinstance(name, str | int) and not isinstance(name, bool):
-        return str(name) if str(name) in queries else ""
-    return by_text.get(text_id(text), "") if isinstance(text, str) else None
+    named = isinstance(name, str | int) and not isinstance(name, bool)
+    if named and str(name) in queries:
+        return str(name)
+    if isinstance(text, str):
+        return by_text.get(text_id(text), "")
+    return "" if named else None
