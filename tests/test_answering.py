@@ -120,12 +120,13 @@ def chat():
         yield chat
 
 
-def test_an_endpoint_writes_answers_and_judges_every_column_and_is_asked_once(answered, chat, tmp_path):
+def test_an_endpoint_writes_answers_and_judges_every_column_and_is_asked_once(answered, chat, tmp_path, capfd):
     experiment, _, runs, arms = answered
     copied = shutil.copytree(runs, tmp_path / "runs")
     endpoint = {"base_url": chat.url, "model": "rules", "key_from": "NO_KEY_HERE", "max_calls": 5000}
     asking = {**experiment, "rag": {**experiment["rag"], "queries": 4, "endpoint": endpoint}}
     rankwright.run(asking, runs=copied)
+    assert "calls" in capfd.readouterr().err  # told before, though this run is a quiet one
     folder = copied / "tiny/rag"
     found = json.loads((folder / "rag.json").read_text())
     assert found["model"] == "rules"

@@ -114,16 +114,6 @@ def test_repeated_counts_copies_by_their_canonical_text():
     assert metrics.repeated([]) == nan
 
 
-def test_length_is_in_words_or_by_the_callers_tokenizer():
-    assert metrics.words(["plums  are\nblue", ""]) == [3, 0]
-    assert metrics.length(["plums  are\nblue", "", "pears"]) == 4
-    assert metrics.length(["ab", "cde"], lambda texts: [len(text) for text in texts]) == 5
-    assert metrics.length([]) == 0
-
-
-# ---------------------------------------------------------------------------------------------- against a plain one
-
-
 def edits(one, other):
     """Levenshtein's distance, row by row."""
     row = list(range(len(other) + 1))

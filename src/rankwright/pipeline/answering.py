@@ -19,7 +19,7 @@ from rankwright.sections import DenseRetriever, RagSection
 from rankwright.toolbox.formats import trec
 from rankwright.toolbox.formats.answers import read_answers
 from rankwright.toolbox.formats.content import file_content
-from rankwright.toolbox.progress import say
+from rankwright.toolbox.progress import say, silenced
 from rankwright.toolbox.weights import OFFLINE, locate
 from rankwright.workspace import MadeOf, write_json, write_text
 
@@ -48,8 +48,9 @@ class Answering:
         section, case, seed = self._section(), self.case(), self.site.experiment.seed
         judge = self._judge(section)
         if judge:
-            for line in forecast(case, section, seed).lines():
-                say(line)
+            with silenced(False):  # what may cost money is told even where all else is silent
+                for line in forecast(case, section, seed).lines():
+                    say(line)
         found = rag(case, section, judge, self._tokens(), seed)
         self._save(out, found)
         return [f"the first {section.k} passages of {len(found.queries):,} queries, {len(found.arms)} columns"]

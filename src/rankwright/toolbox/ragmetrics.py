@@ -95,13 +95,3 @@ def text_recall(texts: Sequence[str], references: Sequence[str], alike: Likeness
 def repeated(texts: Sequence[str]) -> float:
     """Share of the passages that are copies of one before them: the same `canonical` text."""
     return (len(texts) - len({canonical(text) for text in texts})) / len(texts) if texts else float("nan")
-
-
-def words(texts: Sequence[str]) -> list[int]:
-    """The number of words of each text: what white space keeps apart."""
-    return [len(text.split()) for text in texts]
-
-
-def length(texts: Sequence[str], count: Callable[[Sequence[str]], Sequence[int]] = words) -> int:
-    """How long the passages are together: in words or, by a tokenizer's `count` of each text, in tokens."""
-    return sum(count(texts)) if texts else 0
