@@ -1,0 +1,196 @@
+"""The engine's OpenVINO backend: a batch of `Tokens` to logits on a CPU, in fp32, bf16 or int8.
+
+In: a loaded classifier (or a cache that knows it). Out: a callable over `Tokens`. int8 keeps each weight matrix as int8
+with one scale an output row, and OpenVINO rounds the activations at run time, in groups of `_GROUP` values: no
+calibration, and a better ranking than activations with fixed scales. Knows nothing of texts, tokenizers or guards.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import time
+from functools import cache as remembered
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from rankwright.errors import ModelError
+from rankwright.toolbox.engine.exported import MASK, TOKEN_BUDGET, cached_folder, chunks, feed, keep_folder, reason
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from rankwright.toolbox.engine.pairs import Tokens
+
+Precision = Literal["fp32", "bf16", "int8"]
+
+_GROUP = 64
+"""Activations that share a scale in int8: 32 and 64 keep the ranking best (top-10 overlap 0.98), 64 is faster."""
+
+_PROBE = (256, 768, 3072)
+
+
+def available() -> bool:
+    """Whether OpenVINO is installed and has a CPU plugin. Never raises."""
+    try:
+        return "CPU" in _openvino().Core().available_devices
+    except Exception:  # a broken installation is as good as none
+        return False
+
+
+def bf16_supported() -> bool:
+    """Whether the CPU plugin computes in bf16 here. That it is faster does not follow: see `bf16_pays`."""
+    try:
+        return "BF16" in _openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    except Exception:  # as above
+        return False
+
+
+@remembered
+def bf16_pays() -> bool:
+    """Whether a product of a layer's size is faster in bf16 than in fp32 here: tried once, in a fraction of a second.
+
+    Without AMX some processors do bf16 no faster than fp32, and the conversions come on top. Never raises.
+    """
+    if not bf16_supported():
+        return False
+    try:
+        return _product_seconds("bf16") < 0.9 * _product_seconds("f32")
+    except Exception:  # as above
+        return False
+
+
+def build(
+    model: Any,
+    pad_id: int,
+    *,
+    precision: Precision,
+    cache: Path | None,
+    fingerprint: str,
+    threads: int | None = None,
+) -> OpenVinoBackend:
+    """A backend for `model`, an `AutoModelForSequenceClassification` with one label, on the CPU.
+
+    The converted graph is kept in `cache`, under `fingerprint` (which must change with the weights), the kind of
+    precision and OpenVINO's version; from there it is read without touching the model or torch, so `model` may then be
+    None. `threads` None: all cores. Raises ModelError where the model cannot be converted or compiled.
+    """
+    ov = _openvino()
+    kind = "int8" if precision == "int8" else "float"
+    kept = cached_folder(cache, "openvino", fingerprint, kind, ov.get_version())
+    core = ov.Core()
+    try:
+        found = kept is not None and (kept / "model.xml").exists()
+        graph = core.read_model(kept / "model.xml") if kept and found else _converted(model, kind)
+        compiled = core.compile_model(graph, "CPU", _options(precision, threads))
+    except Exception as error:  # whatever a foreign architecture makes torch or OpenVINO raise
+        raise ModelError(f"OpenVINO cannot run this model in {precision}: {reason(error)}") from error
+    if kept and not found:
+        with keep_folder(kept) as made:
+            ov.save_model(graph, made / "model.xml", compress_to_fp16=False)
+    return OpenVinoBackend(compiled, precision, pad_id)
+
+
+class OpenVinoBackend:
+    """Scores a batch of `Tokens`: `name`, `token_budget` tokens a call, and whether it wants `padded` batches (no).
+
+    Known families run in chunks of pairs of one length, without a mask; others in padded chunks.
+    """
+
+    padded = False
+
+    def __init__(self, compiled: Any, precision: Precision, pad_id: int) -> None:
+        self.name = f"openvino {precision}"
+        self.token_budget = TOKEN_BUDGET
+        self._inputs: list[str] = [port.get_any_name() for port in compiled.inputs]
+        self._pad_id = pad_id
+        self._queue = _openvino().AsyncInferQueue(compiled)
+
+    def __call__(self, batch: Tokens) -> NDArray[np.float32]:
+        """The logits of the pairs, float32 (count,), in their order, which should be longest first."""
+        logits = np.empty(len(batch), dtype=np.float32)
+
+        def keep(request: Any, positions: NDArray[np.int64]) -> None:
+            logits[positions] = request.get_output_tensor(0).data.reshape(-1)
+
+        self._queue.set_callback(keep)
+        for positions in chunks(batch.lengths, padded=MASK in self._inputs):
+            self._queue.start_async(feed(batch, positions, self._inputs, self._pad_id), positions)
+        self._queue.wait_all()
+        return logits
+
+
+def _openvino() -> Any:
+    """The library, kept from reporting its use.
+
+    It asks its telemetry package to send an event at the first conversion, and to leave a file in the home folder.
+    An entry of None makes the import of that package fail, which OpenVINO takes as: not installed.
+    """
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    return importlib.import_module("openvino")
+
+
+def _product_seconds(hint: str) -> float:
+    """Seconds of one product of the size `_PROBE`, the best of a few."""
+    ov = _openvino()
+    op = _openvino().opset13
+
+    rows, inner, outer = _PROBE
+    values = np.random.default_rng(0).standard_normal((rows + outer, inner)).astype(np.float32)
+    given = op.parameter([rows, inner], np.float32)
+    graph = ov.Model([op.matmul(given, op.constant(values[rows:]), False, True)], [given], "probe")
+    options = {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": 1}
+    request = ov.Core().compile_model(graph, "CPU", options).create_infer_request()
+    seconds = []
+    for _ in range(8):
+        started = time.perf_counter()
+        request.infer([values[:rows]])
+        seconds.append(time.perf_counter() - started)
+    return min(seconds)
+
+
+def _options(precision: Precision, threads: int | None) -> dict[str, Any]:
+    """How the CPU plugin compiles a graph."""
+    options: dict[str, Any] = {
+        "PERFORMANCE_HINT": "THROUGHPUT",
+        "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": _GROUP if precision == "int8" else 0,
+    }
+    if threads:
+        options["INFERENCE_NUM_THREADS"] = threads
+    return options
+
+
+def _converted(model: Any, kind: str) -> Any:
+    """The graph of a model, (count, length) free, inputs named; for int8 its weights are rounded."""
+    import torch
+
+    from rankwright.toolbox.engine.firstrow import example, export_of
+
+    export = export_of(model)
+    with torch.no_grad():
+        graph = _openvino().convert_model(export.module, example_input=example(export.inputs))
+    for port, name in zip(graph.inputs, export.inputs, strict=True):
+        port.get_tensor().set_names({name})
+    graph.reshape({name: [-1, -1] for name in export.inputs})
+    if kind == "int8":
+        _round_weights(graph)
+    return graph
+
+
+def _round_weights(graph: Any) -> None:
+    """Make the weights of all linear layers int8, symmetric, with a scale an output row (its largest weight / 127)."""
+    op = _openvino().opset13
+
+    for node in graph.get_ordered_ops():
+        if node.get_type_name() != "MatMul" or not node.get_attributes()["transpose_b"]:
+            continue
+        weight = node.input_value(1).get_node()
+        if weight.get_type_name() != "Constant" or len(weight.shape) != 2:
+            continue
+        values = weight.data.astype(np.float32)
+        scales = np.maximum(np.abs(values).max(axis=1, keepdims=True), 1e-12) / 127
+        rounded = op.constant(np.rint(values / scales).astype(np.int8))
+        node.input(1).replace_source_output(op.multiply(op.convert(rounded, "f32"), op.constant(scales)).output(0))
