@@ -1,4 +1,4 @@
-"""Pairs to logits: batches must change nothing but the speed."""
+"""Pairs to logits: windows, batches and backends must change nothing but the speed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from rankwright.toolbox import engine
-from rankwright.toolbox.engine import encode, length_batches, longest_input, score
+from rankwright.toolbox.engine import longest_input
+from rankwright.toolbox.engine.forward import TorchBackend, collate, forward_tokens
+from rankwright.toolbox.engine.pairs import PairEncoder, Tokens
 from rankwright.toolbox.model import Reranker
 
 WORDS = "red green blue apple pear plum car train boat sorts array matrix zq9 graph value the a of in and to"
@@ -22,17 +24,44 @@ def random_pairs(count, seed):
     return list(zip(texts(count, seed, longest=40), texts(count, seed + 1), strict=True))
 
 
-@pytest.fixture(scope="module")
-def loud(tiny_reranker):
-    """A tiny reranker with larger weights, so that scores differ."""
+def louder(reranker):
+    """The reranker with larger weights, so that scores differ."""
     import torch
 
-    reranker = Reranker.load(tiny_reranker, device="cpu")
     with torch.no_grad():
         for name, parameter in reranker.model.named_parameters():
             if parameter.ndim == 2:
                 parameter.mul_(20.0 if name.startswith("classifier") else 6.0)
     return reranker
+
+
+@pytest.fixture(scope="module")
+def loud(tiny_reranker):
+    """A tiny reranker of a family that is packed."""
+    return louder(Reranker.load(tiny_reranker, device="cpu"))
+
+
+@pytest.fixture(scope="module")
+def foreign(tiny_reranker, tmp_path_factory):
+    """A tiny reranker of a family that is padded."""
+    import shutil
+
+    import torch
+    from transformers import AutoConfig, AutoModelForSequenceClassification, ElectraConfig
+
+    folder = shutil.copytree(tiny_reranker, tmp_path_factory.mktemp("foreign") / "model")
+    known = AutoConfig.from_pretrained(tiny_reranker)
+    torch.manual_seed(1)
+    names = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+    shape = {name: getattr(known, name) for name in (*names, "max_position_embeddings")}
+    config = ElectraConfig(**shape, embedding_size=known.hidden_size, num_labels=1)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
+    return louder(Reranker.load(folder, device="cpu"))
+
+
+@pytest.fixture(params=["loud", "foreign"])
+def reranker(request):
+    return request.getfixturevalue(request.param)
 
 
 def plain_score(reranker, pair, max_length):
@@ -45,126 +74,158 @@ def plain_score(reranker, pair, max_length):
         return float(reranker.model(**batch).logits[0, 0])
 
 
-@pytest.fixture
-def batches(monkeypatch):
-    """The shapes (count, longest) that went through the model, and how many tokens of each row were real."""
-    seen = []
-    collate = engine.collate
-
-    def watching(*arguments):
-        batch = collate(*arguments)
-        seen.append((tuple(batch["input_ids"].shape), batch["attention_mask"].sum(-1).tolist()))
-        return batch
-
-    monkeypatch.setattr(engine, "collate", watching)
-    return seen
+def test_one_family_is_packed_and_the_other_padded(loud, foreign):
+    assert not TorchBackend(loud.model, loud.pad_id, "fp32").padded
+    assert TorchBackend(foreign.model, foreign.pad_id, "fp32").padded
 
 
-def test_scores_equal_those_of_each_pair_alone_in_the_order_given(loud, batches):
+def test_scores_equal_those_of_each_pair_alone_in_the_order_given(reranker):
     pairs = random_pairs(60, seed=0)
-    found = score(loud.model, loud.tokenizer, pairs, max_length=64)
+    found = reranker.score(pairs)
     assert found.shape == (60,)
     assert found.dtype == np.float32
     assert np.ptp(found) > 0.1
-    assert any(len(set(real)) > 1 for _, real in batches)  # something was padded
-    np.testing.assert_allclose(found, [plain_score(loud, pair, 64) for pair in pairs], atol=1e-5)
+    np.testing.assert_allclose(found, [plain_score(reranker, pair, 64) for pair in pairs], atol=1e-5)
 
 
-def test_scores_do_not_depend_on_windows_budgets_or_company(loud, monkeypatch):
+def test_scores_do_not_depend_on_windows_budgets_or_company(reranker, monkeypatch):
     pairs = random_pairs(50, seed=2)
-    whole = score(loud.model, loud.tokenizer, pairs, max_length=64)
+    whole = reranker.score(pairs)
     monkeypatch.setattr(engine, "WINDOW", 7)
-    monkeypatch.setitem(engine.TOKEN_BUDGET, "cpu", 150)
+    backend = TorchBackend(reranker.model, reranker.pad_id, "fp32")
+    backend.token_budget = 150
     heard = []
-    parts = score(loud.model, loud.tokenizer, pairs, max_length=64, on_window=heard.append)
+    parts = engine.score(backend, reranker.encoder, pairs, on_window=heard.append)
     np.testing.assert_allclose(parts, whole, atol=1e-5)
     assert heard == [7] * 7 + [1]
-    backwards = score(loud.model, loud.tokenizer, pairs[::-1], max_length=64)[::-1]
-    np.testing.assert_allclose(backwards, whole, atol=1e-5)
+    np.testing.assert_allclose(reranker.score(pairs[::-1])[::-1], whole, atol=1e-5)
 
 
-def test_the_same_pairs_give_the_same_scores_bit_for_bit(loud):
+def test_the_same_pairs_give_the_same_scores_bit_for_bit(reranker):
     pairs = random_pairs(40, seed=4)
-    first, second = (score(loud.model, loud.tokenizer, pairs, max_length=64) for _ in range(2))
-    np.testing.assert_array_equal(first, second)
+    np.testing.assert_array_equal(reranker.score(pairs), reranker.score(pairs))
 
 
-def test_no_pairs_give_an_empty_array(loud):
-    found = score(loud.model, loud.tokenizer, [], max_length=64)
+def test_no_pairs_give_an_empty_array(reranker):
+    found = reranker.score([])
     assert found.shape == (0,)
     assert found.dtype == np.float32
-    assert loud.score([]).shape == (0,)
 
 
 @pytest.mark.parametrize("pair", [("red apple", "green pear"), ("", "green"), ("red", ""), ("", ""), ("   ", "\n\t")])
-def test_one_pair_is_scored_and_an_empty_text_is_a_text(loud, pair):
-    found = score(loud.model, loud.tokenizer, [pair], max_length=64)
-    np.testing.assert_allclose(found, [plain_score(loud, pair, 64)], atol=1e-5)
+def test_one_pair_is_scored_and_an_empty_text_is_a_text(reranker, pair):
+    np.testing.assert_allclose(reranker.score([pair]), [plain_score(reranker, pair, 64)], atol=1e-5)
 
 
 @pytest.mark.parametrize("max_length", [8, 13, 64])
-def test_truncation_is_the_tokenizers_own(loud, max_length):
+def test_pairs_are_cut_where_the_model_is_told_to(reranker, max_length, monkeypatch):
     pairs = random_pairs(30, seed=6)
-    encoded = encode(loud.tokenizer, pairs, max_length)
-    cut = 0
-    for place, (query, document) in enumerate(pairs):
-        alone = loud.tokenizer([query], [document], truncation=True, max_length=max_length)
-        assert [encoded["input_ids"][place]] == alone["input_ids"]
-        assert [encoded["token_type_ids"][place]] == alone["token_type_ids"]
-        assert len(encoded["input_ids"][place]) <= max_length
-        cut += len(loud.tokenizer([query], [document])["input_ids"][0]) > max_length
-    assert cut
+    monkeypatch.setattr(reranker, "max_length", max_length)
+    np.testing.assert_allclose(
+        reranker.score(pairs), [plain_score(reranker, pair, max_length) for pair in pairs], atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_the_model_stays_in_its_mode_and_is_scored_without_dropout(loud, training):
+def test_the_model_stays_in_its_mode_and_is_scored_without_dropout(reranker, training):
     pairs = random_pairs(5, seed=8)
-    expected = score(loud.model, loud.tokenizer, pairs, max_length=64)
-    loud.model.train(training)
+    expected = reranker.score(pairs)
+    reranker.model.train(training)
     try:
-        np.testing.assert_array_equal(score(loud.model, loud.tokenizer, pairs, max_length=64), expected)
-        assert loud.model.training is training
-        assert all(not parameter.is_inference() for parameter in loud.model.parameters())
+        np.testing.assert_array_equal(reranker.score(pairs), expected)
+        assert reranker.model.training is training
+        assert all(not parameter.is_inference() for parameter in reranker.model.parameters())
     finally:
-        loud.model.eval()
+        reranker.model.eval()
 
 
-# ----------------------------------------------------------------------------------------------- batches
+def test_weights_that_change_change_the_scores(tiny_reranker):
+    import torch
+
+    reranker = louder(Reranker.load(tiny_reranker, device="cpu"))
+    pairs = random_pairs(5, seed=9)
+    before = reranker.score(pairs)
+    with torch.no_grad():
+        reranker.model.bert.encoder.layer[0].attention.self.query.weight.mul_(0.5)
+    after = reranker.score(pairs)
+    assert np.abs(after - before).max() > 1e-3
+    np.testing.assert_allclose(after, [plain_score(reranker, pair, 64) for pair in pairs], atol=1e-5)
 
 
-def test_batches_hold_every_position_once_and_stay_within_the_budget():
-    rng = np.random.default_rng(0)
-    for _ in range(200):
-        lengths = rng.integers(1, 80, size=rng.integers(0, 40)).tolist()
-        budget = int(rng.integers(1, 400))
-        cut = length_batches(lengths, budget)
-        assert sorted(position for batch in cut for position in batch) == list(range(len(lengths)))
-        for batch in cut:
-            assert len(batch) == 1 or len(batch) * max(lengths[place] for place in batch) <= budget
+def test_a_stream_reads_no_more_than_two_windows_ahead_of_what_is_taken(loud, monkeypatch):
+    monkeypatch.setattr(engine, "WINDOW", 10)
+    read = []
+
+    def endless():
+        number = 0
+        while True:
+            read.append(number)
+            yield f"red {number}", "green apple"
+            number += 1
+
+    backend = TorchBackend(loud.model, loud.pad_id, "fp32")
+    scores = engine.stream(backend, loud.encoder, endless())
+    first = next(scores)
+    assert len(first) == 10
+    assert len(read) <= 20
+    np.testing.assert_allclose(next(scores)[0], loud.score([("red 10", "green apple")])[0], atol=1e-5)
+    scores.close()
 
 
-def test_batches_are_longest_first_with_ties_in_order_and_as_large_as_they_may_be():
-    assert length_batches([3, 5, 3, 5, 1], 10) == [[1, 3], [0, 2, 4]]
-    assert length_batches([4, 4, 4], 8) == [[0, 1], [2]]
-    assert length_batches([30], 8) == [[0]]
-    assert length_batches([], 8) == []
+def test_what_goes_wrong_while_tokenising_is_raised(loud):
+    backend = TorchBackend(loud.model, loud.pad_id, "fp32")
+
+    def broken(pairs):
+        raise RuntimeError("no tokens today")
+
+    with pytest.raises(RuntimeError, match="no tokens today"):
+        engine.score(backend, broken, random_pairs(3, seed=1))
+
+
+def test_batches_are_longest_first_and_within_the_budget(reranker):
+    seen = []
+    backend = TorchBackend(reranker.model, reranker.pad_id, "fp32")
+
+    class Watching:
+        name, padded, token_budget = "watching", backend.padded, 100
+
+        def __call__(self, batch):
+            seen.append(batch.lengths.tolist())
+            return backend(batch)
+
+    engine.score(Watching(), reranker.encoder, random_pairs(40, seed=10))
+    assert len(seen) > 5
+    for lengths in seen:
+        assert lengths == sorted(lengths, reverse=True)
+        taken = len(lengths) * lengths[0] if backend.padded else sum(lengths)
+        assert len(lengths) == 1 or taken <= 100
+
+
+# ------------------------------------------------------------------------------------------- with a graph
+
+
+def test_forward_tokens_gives_the_scores_in_order_and_their_gradients(reranker):
+    import torch
+
+    pairs = random_pairs(20, seed=11)
+    tokens = PairEncoder(reranker.tokenizer, 64)(pairs)
+    reranker.model.eval()
+    found = forward_tokens(reranker.model, tokens, pad_id=reranker.pad_id, device="cpu", precision="fp32")
+    np.testing.assert_allclose(found.detach().numpy(), reranker.score(pairs), atol=1e-5)
+    assert found.requires_grad
+    with torch.no_grad():
+        bare = forward_tokens(reranker.model, tokens, pad_id=reranker.pad_id, device="cpu", precision="fp32")
+    assert not bare.requires_grad
 
 
 def test_short_rows_are_padded_on_the_right_with_the_tokenizers_id_and_masked():
-    encoded = {"input_ids": [[5, 6, 7], [8], [9, 9]], "token_type_ids": [[0, 1, 1], [0], [1, 1]]}
-    batch = engine.collate(encoded, [1, 0], 3, "cpu")
-    assert batch["input_ids"].tolist() == [[8, 3, 3], [5, 6, 7]]
-    assert batch["attention_mask"].tolist() == [[1, 0, 0], [1, 1, 1]]
-    assert batch["token_type_ids"].tolist() == [[0, 0, 0], [0, 1, 1]]
-
-
-def test_the_forward_pass_keeps_to_the_token_budget(loud, batches, monkeypatch):
-    monkeypatch.setitem(engine.TOKEN_BUDGET, "cpu", 100)
-    score(loud.model, loud.tokenizer, random_pairs(40, seed=10), max_length=64)
-    assert len(batches) > 5
-    for (count, longest), real in batches:
-        assert count == 1 or count * longest <= 100
-        assert max(real) == longest
+    ids = np.array([5, 6, 7, 8], dtype=np.int32)
+    types = np.array([0, 1, 1, 0], dtype=np.int32)
+    batch = collate(Tokens(ids, types, np.array([0, 3, 4])), 3, "cpu")
+    assert batch["input_ids"].tolist() == [[5, 6, 7], [8, 3, 3]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
+    assert batch["token_type_ids"].tolist() == [[0, 1, 1], [0, 0, 0]]
+    assert "token_type_ids" not in collate(Tokens(ids, None, np.array([0, 3, 4])), 3, "cpu")
 
 
 # -------------------------------------------------------------------------------------------- how long
@@ -241,8 +302,7 @@ def test_a_pair_longer_than_the_model_is_cut_to_what_it_reads(loud):
 
 def test_bf16_stays_near_fp32_and_comes_back_as_float32(loud):
     pairs = random_pairs(10, seed=12)
-    full = score(loud.model, loud.tokenizer, pairs, max_length=64)
-    half = score(loud.model, loud.tokenizer, pairs, max_length=64, precision="bf16")
+    full, half = loud.score(pairs), loud.score(pairs, precision="torch bf16")
     assert half.dtype == np.float32
     assert not np.array_equal(half, full)
     np.testing.assert_allclose(half, full, atol=0.25)

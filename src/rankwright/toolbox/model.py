@@ -11,7 +11,7 @@ import contextlib
 import json
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,11 @@ import numpy as np
 from rankwright.errors import ModelError
 from rankwright.toolbox import engine
 from rankwright.toolbox.device import choose_device
+from rankwright.toolbox.engine import guard
+from rankwright.toolbox.engine.choose import Scorer, backends, step
+from rankwright.toolbox.engine.guard import Sample
+from rankwright.toolbox.engine.pairs import PairEncoder
+from rankwright.toolbox.exits import ExitHead
 from rankwright.toolbox.lists import blend_scores
 from rankwright.toolbox.weights import locate
 
@@ -34,6 +39,10 @@ _ACTIVATION = "torch.nn.modules.activation.Sigmoid"
 _ALONGSIDE = ("special_tokens_map.json", "sentencepiece.bpe.model", "spiece.model", "vocab.txt", "added_tokens.json")
 
 
+_Built = tuple[tuple[int, ...], dict[str, Scorer]]
+"""The state of a model's weights, and the scorers that were made of it, by name."""
+
+
 @dataclass
 class Reranker:
     """A model, its tokenizer, and how long a pair may be. Scores are logits in float32."""
@@ -44,6 +53,10 @@ class Reranker:
     device: str
     source: Path
     new_head: bool = False
+    decisions: dict[str, guard.Decision] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """How `balanced` and `fast` are computed, once a call has decided it."""
+    _encoder: PairEncoder | None = field(default=None, init=False, repr=False, compare=False)
+    _built: _Built | None = field(default=None, init=False, repr=False, compare=False)
 
     @classmethod
     def load(cls, reference: str | Path, *, device: str = "auto", max_length: int = 512) -> Reranker:
@@ -93,9 +106,57 @@ class Reranker:
         device = choose_device(device)
         return cls(model.to(device), tokenizer, min(max_length, longest), device, folder, new_head=seed is not None)
 
-    def score(self, pairs: Sequence[tuple[str, str]], *, precision: str = "fp32") -> NDArray[np.float32]:
-        """The logit of each (query, document) pair, float32 (len(pairs),), in the order given."""
-        return engine.score(self.model, self.tokenizer, pairs, max_length=self.max_length, precision=precision)
+    @property
+    def pad_id(self) -> int:
+        """The id of the padding token."""
+        return int(self.tokenizer.pad_token_id or 0)
+
+    @property
+    def encoder(self) -> PairEncoder:
+        """What makes tokens of pairs, cut at `max_length`; made once, since it remembers texts."""
+        if self._encoder is None or self._encoder.max_length != self.max_length:
+            self._encoder = PairEncoder(self.tokenizer, self.max_length)
+        return self._encoder
+
+    def score(self, pairs: Sequence[tuple[str, str]], *, precision: str = "exact") -> NDArray[np.float32]:
+        """The logit of each (query, document) pair, float32 (len(pairs),), in the order given.
+
+        `precision` is ``exact`` (fp32), ``balanced`` or ``fast``: the fastest way of this machine whose order of a
+        sample of these pairs is fp32's, in so far as `engine.guard` says. Once decided, it holds for later calls too;
+        a call of too few pairs to decide on is computed in fp32. The name of a way (``openvino int8``) takes that one.
+
+        Raises:
+            ModelError: the way that is named cannot compute this model.
+            ValueError: there is no such way.
+        """
+        if precision in ("balanced", "fast"):
+            precision = self._decide(precision, pairs)
+        return self._by("torch fp32" if precision == "exact" else precision)(pairs)
+
+    def _decide(self, word: str, pairs: Sequence[tuple[str, str]]) -> str:
+        """The name of the way that a word means for this model."""
+        found = self.decisions.get(word)
+        if found is None:
+            found = guard.choose(word, [step.name for step in backends(word, self.device)], Sample.of(pairs), self._try)
+            if found.tried:  # else it says nothing of a larger call
+                self.decisions[word] = found
+        return found.backend
+
+    def _try(self, name: str, pairs: Sequence[tuple[str, str]]) -> NDArray[np.float32] | str:
+        try:
+            return self._by(name)(pairs)
+        except ModelError as error:
+            return error.message
+
+    def _by(self, name: str) -> Scorer:
+        """The scorer of this name, made anew where weights have been changed since."""
+        state = (id(self.model), *(parameter._version for parameter in self.model.parameters()))
+        if self._built is None or self._built[0] != state:
+            self._built = (state, {})
+            self.decisions.clear()
+        if name not in self._built[1]:
+            self._built[1][name] = step(name).build(self)
+        return self._built[1][name]
 
     def rank(
         self,
@@ -139,8 +200,10 @@ class Reranker:
         lowest = ranked[-1][1] if ranked else 0.0
         return ranked + [(int(place), lowest - step) for step, place in enumerate(tail, start=1)]
 
-    def save(self, folder: Path, *, card: str) -> None:
+    def save(self, folder: Path, *, card: str, head: ExitHead | None = None) -> None:
         """Write the model folder, whole or not at all: into a hidden sibling, then renamed. `card` is its README.
+
+        A `head` for a cascade is put beside the model; other loaders do not see it.
 
         An older folder steps aside by rename too, so that none is ever half there.
         """
@@ -150,6 +213,8 @@ class Reranker:
         try:
             self._write(made)
             (made / "README.md").write_text(card, encoding="utf-8")
+            if head:
+                head.save(made)
             if folder.exists():
                 shutil.rmtree(aside, ignore_errors=True)
                 folder.rename(aside)

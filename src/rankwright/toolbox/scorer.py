@@ -1,11 +1,20 @@
 """A reranker's scores, cached by the model's content and the pair's text: nothing is scored twice.
 
-The cache is one `store.RowStore` a (model, length, precision). The model is loaded only when a pair is missing.
+Three words say how scores are computed: ``exact`` (fp32), ``balanced`` and ``fast``. For the latter two
+`engine.choose` names the ways that this machine has and `engine.guard` takes the first that agrees with fp32 on a
+sample of the pairs asked for. What was decided stands in the cache, with the pairs that int8 was calibrated on, by the
+model's content, the length, the word, the ways and the versions of the libraries: a resumed run and every later call
+compute as the first did. No timing decides. Scores of each way are a `store.RowStore` of their own, so that no list
+mixes two. The model is loaded only when a pair is missing.
 """
 
 from __future__ import annotations
 
+import importlib.metadata
+import json
+import platform
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +22,42 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rankwright.core import content_hash
+from rankwright.errors import ConfigError, ModelError
 from rankwright.toolbox import engine
-from rankwright.toolbox.device import choose_device, choose_precision
+from rankwright.toolbox.device import choose_device
+from rankwright.toolbox.engine import guard
+from rankwright.toolbox.engine.choose import Step, backends
+from rankwright.toolbox.engine.guard import Decision, Labels, Pairs, Sample
 from rankwright.toolbox.model import Reranker, has_head
 from rankwright.toolbox.progress import bar, say
-from rankwright.toolbox.store import RowStore, content_keys, fill
+from rankwright.toolbox.store import Keys, RowStore, content_keys, fill
 from rankwright.toolbox.weights import fingerprint, locate
+from rankwright.workspace import write_json
+
+WORDS = ("exact", "balanced", "fast")
+
+_LIBRARIES = ("torch", "transformers", "openvino", "nncf", "onnxruntime")
+_FP32 = "fp32"  # the reference's scores are kept by this word, whatever computes them
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """A decision, and the pairs that its way is calibrated on."""
+
+    decision: Decision
+    calibration: Sequence[tuple[str, str]] = ()
 
 
 class CachedScorer:
     """Calls like a function: (query text, document text) pairs -> logits, float32 (len(pairs),).
 
+    `precision` is one of WORDS. `labels` are grades by texts that the guard may look at: of dev, never of what is
+    measured. A call of so few pairs that comparing is not worth it computes in fp32, unless a larger one has decided
+    before.
+
     Raises, when it is made:
         ModelError: the folder or hub id holds no reranker.
-        ConfigError: a precision that the device has not.
+        ConfigError: a precision that is no such word.
     """
 
     def __init__(
@@ -36,39 +67,159 @@ class CachedScorer:
         cache: Path,
         device: str = "auto",
         max_length: int = 512,
-        precision: str = "auto",
+        precision: str = "exact",
+        labels: Labels | None = None,
     ) -> None:
+        if precision not in WORDS:
+            raise ConfigError(f"precision: {precision!r} is not known", hint=f"one of {', '.join(WORDS)}")
         self.folder = locate(str(reference))
+        self.cache = cache
         self.device = device
         self.max_length = max_length
-        # Not measured where `auto` is asked for: a cached score must not depend on the machine's mood.
-        self.precision = "fp32" if precision == "auto" else choose_precision(precision, choose_device(device))[0]
+        self.word = precision
+        self.labels = labels
         if not has_head(self.folder):
             Reranker.load(self.folder)  # raises, and says what to do
         self.fingerprint = fingerprint(self.folder)
-        name = content_hash([self.fingerprint, str(max_length), self.precision])
-        self.store = RowStore(cache / "scores" / name, width=1)
+        self._chosen: _Chosen | None = None
+        self._last: Decision | None = None
+        self._steps: list[Step] | None = None
         self._reranker: Reranker | None = None
+        self._built: dict[str, Callable[[Pairs], NDArray[np.float32]]] = {}
+        self._stores: dict[str, RowStore] = {}
 
-    def __call__(self, pairs: Sequence[tuple[str, str]], *, what: str = "score") -> NDArray[np.float32]:
+    @property
+    def decision(self) -> Decision | None:
+        """How the last call's scores were computed, and why; None before the first."""
+        return self._last
+
+    def __call__(self, pairs: Pairs, *, what: str = "score") -> NDArray[np.float32]:
         """Score the pairs that the cache lacks, in chunks that survive a kill, and return all."""
+        if not len(pairs):
+            return np.zeros(0, dtype=np.float32)
         keys = content_keys(pairs)
+        chosen = self._choose(pairs, keys)
+        self._last = chosen.decision
+        way = _FP32 if chosen.decision.exact else chosen.decision.backend
+        return self._fill(way, chosen.calibration, pairs, keys, what)
+
+    # -------------------------------------------------------------------------------------------------------- choosing
+
+    def _choose(self, pairs: Pairs, keys: Keys) -> _Chosen:
+        """What was decided before or, by the pairs asked for, is decided now.
+
+        All pairs count, known or not: a run that goes on after a kill must not choose by what is left of it.
+        """
+        if self.word == "exact":
+            return _Chosen(Decision(self.word, _FP32, True, "as asked"))
+        self._chosen = self._chosen or self._remembered()
+        if self._chosen:
+            return self._chosen
+        sample = Sample.of(pairs, self.labels)
+        names = [step.name for step in self._ladder()]
+        if sample.worth and len(names) > 1 and (self._store(_FP32, ()).find(keys) >= 0).all():
+            return _Chosen(Decision(self.word, names[-1], True, "all these scores are there in fp32"))
+        decision = guard.choose(self.word, names, sample, lambda name, some: self._try(name, sample, some))
+        found = _Chosen(decision, () if decision.exact else sample.calibration)
+        if decision.tried:  # else it says nothing of a larger run
+            self._remember(found)
+            for line in decision.lines():
+                say(f"{self.folder.name}: {line}")
+            self._chosen = found
+            self._built = {name: built for name, built in self._built.items() if name == decision.backend}
+        return found
+
+    def _try(self, name: str, sample: Sample, pairs: Pairs) -> NDArray[np.float32] | str:
+        """A way's scores of a sample, kept; or why the way cannot be made."""
+        if name == self._ladder()[-1].name:
+            return self._fill(_FP32, (), pairs, content_keys(pairs), "compare, fp32")
+        try:
+            self._build(name, sample.calibration)
+        except ModelError as error:
+            return error.message
+        return self._fill(name, sample.calibration, pairs, content_keys(pairs), f"compare, {name}")
+
+    def _ladder(self) -> list[Step]:
+        if self._steps is None:
+            self._steps = backends(self.word, choose_device(self.device), self.cache)
+        return self._steps
+
+    def _name(self) -> str:
+        """What a decision, and scores of a lower precision, hold for."""
+        steps = [step.name for step in self._ladder()]
+        judged = "labels" if self.labels else "no labels"  # a decision without them is none for those who have some
+        return content_hash([self.fingerprint, str(self.max_length), self.word, judged, *steps, *_machine()])
+
+    def _file(self) -> Path:
+        return self.cache / "precision" / f"{self._name()}.json"
+
+    def _remembered(self) -> _Chosen | None:
+        """What an earlier call decided; a file that is not there, or damaged, remembers nothing."""
+        try:
+            known = json.loads(self._file().read_text(encoding="utf-8"))
+            calibration = [(query, document) for query, texts in known["calibration"] for document in texts]
+            return _Chosen(Decision.read(known["decision"]), calibration)
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def _remember(self, chosen: _Chosen) -> None:
+        lists: dict[str, list[str]] = {}
+        for query, document in chosen.calibration:
+            lists.setdefault(query, []).append(document)
+        write_json(self._file(), {"decision": chosen.decision.values(), "calibration": list(lists.items())})
+
+    # --------------------------------------------------------------------------------------------------------- scoring
+
+    def _fill(self, way: str, calibration: Pairs, pairs: Pairs, keys: Keys, what: str) -> NDArray[np.float32]:
+        store = self._store(way, calibration)
         with bar(what, len(pairs), "pairs") as advance:
             rows = fill(
-                self.store,
+                store,
                 keys,
-                lambda positions: self._compute([pairs[position] for position in positions]),
+                lambda positions: self._compute(way, calibration, [pairs[place] for place in positions]),
                 chunk=engine.WINDOW,
                 on_chunk=advance,
             )
-        return np.array(self.store.rows[rows, 0])
+        return np.array(store.rows[rows, 0])
 
-    def _compute(self, pairs: Sequence[tuple[str, str]]) -> NDArray[np.float32]:
+    def _compute(self, way: str, calibration: Pairs, pairs: Pairs) -> NDArray[np.float32]:
+        return self._build(way, calibration)(pairs)[:, None]
+
+    def _store(self, way: str, calibration: Pairs) -> RowStore:
+        """The scores of a way. Those of int8 hang on what it was calibrated on."""
+        if way == _FP32:
+            name = content_hash([self.fingerprint, str(self.max_length), _FP32])
+        else:
+            name = content_hash([self._name(), way, *(text for pair in calibration for text in pair)])
+        if name not in self._stores:
+            self._stores[name] = RowStore(self.cache / "scores" / name, width=1)
+        return self._stores[name]
+
+    def _build(self, way: str, calibration: Pairs) -> Callable[[Pairs], NDArray[np.float32]]:
+        steps = self._ladder()
+        step = steps[-1] if way == _FP32 else next(step for step in steps if step.name == way)
+        if step.name not in self._built:
+            self._built[step.name] = step.build(self._loaded(), calibration or None)
+        return self._built[step.name]
+
+    def _loaded(self) -> Reranker:
         if self._reranker is None:
             self._reranker = Reranker.load(self.folder, device=self.device, max_length=self.max_length)
             if self._reranker.max_length < self.max_length:
                 say(f"pairs are cut at {self._reranker.max_length} tokens, the most that this model reads")
-        return self._reranker.score(pairs, precision=self.precision)[:, None]
+        return self._reranker
+
+
+def _machine() -> list[str]:
+    """The kind of processor, and the versions of what computes."""
+    return [platform.machine(), *map(_version, _LIBRARIES)]
+
+
+def _version(library: str) -> str:
+    try:
+        return f"{library} {importlib.metadata.version(library)}"
+    except importlib.metadata.PackageNotFoundError:
+        return f"no {library}"
 
 
 def both_orders(scorer: Callable[..., NDArray[np.float32]]) -> Callable[..., NDArray[np.float32]]:

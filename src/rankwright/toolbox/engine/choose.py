@@ -1,0 +1,114 @@
+"""The ways to score that a machine has, from what a word asks for down to fp32, the reference.
+
+In: ``exact``, ``balanced`` or ``fast``, and a device. Out: steps, the fastest first; `guard` decides which of them
+ranks as fp32 does. It does not know whether one does, nor what is scored.
+
+    CPU         openvino int8, openvino bf16 (only where bf16 is faster), or without OpenVINO torch bf16 (likewise)
+                and onnx; torch fp32
+    cuda, mps   torch bf16 where the hardware has it; torch fp32
+
+int8 is OpenVINO's, with scales of the activations found at run time: it kept 0.98 of the top ten where static scales,
+calibrated by NNCF, kept 0.96 (a MiniLM trained on `seealso:`). So ``balanced`` may take it too, by its own thresholds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rankwright.toolbox import engine
+from rankwright.toolbox.device import choose_precision
+
+if TYPE_CHECKING:
+    from rankwright.toolbox.model import Reranker
+
+Pairs = Sequence[tuple[str, str]]
+Scorer = Callable[[Pairs], NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class Step:
+    """A way to score: its name, as ``openvino int8``, and what makes its backend for a loaded reranker."""
+
+    name: str
+    make: Callable[[Reranker], engine.Backend]
+
+    def build(self, reranker: Reranker, sample: Pairs | None = None) -> Scorer:
+        """A function of pairs that scores as this way does. No way calibrates, so `sample` is not looked at.
+
+        Raises:
+            ModelError: the model's family cannot be computed so.
+        """
+        backend = self.make(reranker)
+        return lambda pairs: engine.score(backend, reranker.encoder, pairs)
+
+
+def backends(word: str, device: str, cache: Path | None = None) -> list[Step]:
+    """The steps for a word on a device, the fastest first; the last is ``torch fp32``.
+
+    With a `cache` folder, converted models and what was measured of the processor are kept there. Only for models that
+    are as their folder has them.
+    """
+    names = ["torch fp32"] if word == "exact" else [*_faster(device, cache), "torch fp32"]
+    return [step(name, cache) for name in names]
+
+
+def step(name: str, cache: Path | None = None) -> Step:
+    """The way of this name, whether this machine is the faster with it or not.
+
+    Raises:
+        ValueError: there is no such way.
+    """
+    library, _, precision = name.partition(" ")
+    if library not in _MAKERS:
+        raise ValueError(f"{name!r} is no way to score")
+    return Step(name, partial(_MAKERS[library], precision=precision, cache=cache))
+
+
+def _faster(device: str, cache: Path | None) -> list[str]:
+    """What is faster than fp32 on this device."""
+    if device != "cpu":
+        return ["torch bf16"] if choose_precision("auto", device)[0] == "bf16" else []
+    from rankwright.toolbox.engine import onnx, openvino
+
+    if openvino.available():
+        return ["openvino int8", *(["openvino bf16"] if openvino.bf16_pays() else [])]
+    halved = ["torch bf16"] if choose_precision("auto", device, cache)[0] == "bf16" else []
+    return [*halved, *(["onnx fp32"] if onnx.available() else [])]
+
+
+def _torch(reranker: Reranker, precision: str, cache: Path | None) -> engine.Backend:
+    from rankwright.toolbox.engine.forward import TorchBackend
+
+    return TorchBackend(reranker.model, reranker.pad_id, precision)
+
+
+def _openvino(reranker: Reranker, precision: str, cache: Path | None) -> engine.Backend:
+    from rankwright.toolbox.engine import openvino
+
+    kept, mark = _place(reranker, cache)
+    known: openvino.Precision = "int8" if precision == "int8" else "bf16" if precision == "bf16" else "fp32"
+    return openvino.build(reranker.model, reranker.pad_id, precision=known, cache=kept, fingerprint=mark)
+
+
+def _onnx(reranker: Reranker, precision: str, cache: Path | None) -> engine.Backend:
+    from rankwright.toolbox.engine import onnx
+
+    kept, mark = _place(reranker, cache)
+    return onnx.build(reranker.model, reranker.pad_id, cache=kept, fingerprint=mark)
+
+
+_MAKERS = {"torch": _torch, "openvino": _openvino, "onnx": _onnx}
+
+
+def _place(reranker: Reranker, cache: Path | None) -> tuple[Path | None, str]:
+    """Where converted models are kept, and by which mark; nowhere without a cache."""
+    from rankwright.toolbox.weights import fingerprint
+
+    return (None, "") if cache is None else (cache / "graphs", fingerprint(reranker.source))

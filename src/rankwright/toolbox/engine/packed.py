@@ -1,0 +1,358 @@
+"""The packed forward pass: pairs end to end, no padding, no mask, in torch.
+
+In: a BERT, RoBERTa or XLM-R classifier with one label, and `Tokens`. Out: one logit a pair, the model's own up to
+rounding. All linear layers run over (tokens, hidden); attention runs over the pairs of one length together; in the
+last layer only the first token's row is computed, which is all that the head reads. `Packed` is for scoring, with
+weights cast and joined once; `logits` is for training, with the model's own modules, dropout and gradients.
+
+Knows nothing of texts, tokenizers, windows or what the logits are for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rankwright.toolbox.engine.batches import equal_runs
+from rankwright.toolbox.engine.noise import Noise, seeds
+
+if TYPE_CHECKING:
+    import torch
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from rankwright.toolbox.engine.pairs import Tokens
+
+FAMILIES = ("BertForSequenceClassification", "RobertaForSequenceClassification", "XLMRobertaForSequenceClassification")
+"""Classes that are computed here; any other is padded and masked by the caller."""
+
+Drop = Callable[["Tensor"], "Tensor"]
+
+_LEVEL = 0.7
+"""In training a group of pairs is padded for attention alone, where its shortest has at least this share of the
+longest: many small groups cost more in calls than the padding does."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Stretch:
+    """Pairs that attend in one call: neighbours of a batch, longest first, of these `lengths`; rows start..stop."""
+
+    lengths: NDArray[np.int64]
+    start: int
+    stop: int
+
+    @property
+    def count(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def longest(self) -> int:
+        return int(self.lengths[0])
+
+    @property
+    def level(self) -> bool:
+        return self.stop - self.start == self.count * self.longest
+
+    @cached_property
+    def _padding(self) -> tuple[Tensor, Tensor, Tensor]:
+        import torch
+
+        real = np.arange(self.longest)[None, :] < self.lengths[:, None]
+        places = np.zeros(real.shape, dtype=np.int64)
+        places[real] = np.arange(self.stop - self.start)
+        mask = torch.from_numpy(real)[:, None, None, :]
+        return torch.from_numpy(places.reshape(-1)), mask, torch.from_numpy(np.flatnonzero(real))
+
+    def padding(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """Which row stands at each place of (count, longest), which places are real (a mask), and their numbers."""
+        places, mask, real = (tensor.to(device) for tensor in self._padding)
+        return places, mask, real
+
+
+def bare(model: Any) -> Any:
+    """The classifier inside a wrapper of low-rank adapters, or the model itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def supported(model: Any) -> bool:
+    """Whether this module computes what the model does."""
+    model = bare(model)
+    config = model.config
+    causal = getattr(config, "is_decoder", False) or getattr(config, "add_cross_attention", False)
+    absolute = getattr(config, "position_embedding_type", None) in (None, "absolute")
+    return type(model).__name__ in FAMILIES and absolute and not causal
+
+
+class Packed:
+    """Scores batches of `Tokens` with a copy of the model's linear weights in `dtype`, made once.
+
+    Embeddings, normalisation of the first hidden state and the head stay in fp32: they cost little.
+    """
+
+    def __init__(self, model: Any, dtype: torch.dtype) -> None:
+        import torch
+
+        self.model, self.dtype = bare(model), dtype
+        with torch.inference_mode():
+            layers = _body(self.model).encoder.layer
+            self.layers = [_Layer.of(layer, dtype) for layer in layers]
+
+    def __call__(self, batch: Tokens) -> Tensor:
+        """The logits of the pairs, float32 (count,), in their order, which must be longest first."""
+        return self.onward(batch, self.begin(batch), 0)
+
+    def begin(self, batch: Tokens, layers: int = 0) -> Tensor:
+        """The hidden states after the first `layers`, (tokens, hidden), for `onward`; not after the last layer."""
+        return self._through(self.layers[:layers], batch, embed(self.model, batch).to(self.dtype))
+
+    def onward(self, batch: Tokens, hidden: Tensor, layers: int) -> Tensor:
+        """The logits, float32 (count,), of pairs whose hidden states after the first `layers` these are."""
+        *between, last = self.layers[layers:]
+        hidden = self._through(between, batch, hidden)
+        stretches = stretches_of(batch.lengths, level=1.0)
+        context = attend(last.mixed(hidden), stretches, self._heads, first_only=True)
+        rows = last.rest(context, hidden[_firsts(batch, hidden)])
+        return head(self.model, rows.to(_body(self.model).embeddings.word_embeddings.weight.dtype)).float()
+
+    def _through(self, layers: Sequence[_Layer], batch: Tokens, hidden: Tensor) -> Tensor:
+        stretches = stretches_of(batch.lengths, level=1.0)
+        for layer in layers:
+            hidden = layer.rest(attend(layer.mixed(hidden), stretches, self._heads), hidden)
+        return hidden
+
+    @property
+    def _heads(self) -> int:
+        return int(self.model.config.num_attention_heads)
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """One layer's weights, query, key and value joined, in the precision that it is computed in."""
+
+    mixing: tuple[Tensor, Tensor]
+    output: tuple[Tensor, Tensor]
+    widen: tuple[Tensor, Tensor]
+    narrow: tuple[Tensor, Tensor]
+    norms: tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]
+    activation: Callable[[Tensor], Tensor]
+
+    @classmethod
+    def of(cls, layer: Any, dtype: torch.dtype) -> _Layer:
+        import torch
+
+        own = layer.attention.self
+        parts = (own.query, own.key, own.value)
+
+        def cast(linear: Any) -> tuple[Tensor, Tensor]:
+            return linear.weight.detach().to(dtype), linear.bias.detach().to(dtype)
+
+        return cls(
+            (
+                torch.cat([part.weight.detach() for part in parts]).to(dtype),
+                torch.cat([part.bias.detach() for part in parts]).to(dtype),
+            ),
+            cast(layer.attention.output.dense),
+            cast(layer.intermediate.dense),
+            cast(layer.output.dense),
+            (_norm(layer.attention.output.LayerNorm, dtype), _norm(layer.output.LayerNorm, dtype)),
+            layer.intermediate.intermediate_act_fn,
+        )
+
+    def mixed(self, hidden: Tensor) -> Tensor:
+        """Query, key and value side by side: (tokens, 3 x hidden)."""
+        import torch
+
+        return torch.nn.functional.linear(hidden, *self.mixing)
+
+    def rest(self, context: Tensor, rows: Tensor) -> Tensor:
+        """What comes after attention, for these rows."""
+        import torch
+
+        linear = torch.nn.functional.linear
+        attended = self.norms[0](linear(context, *self.output).add_(rows))
+        wide = self.activation(linear(attended, *self.widen))
+        return self.norms[1](linear(wide, *self.narrow).add_(attended))
+
+
+@dataclass
+class Tap:
+    """Collects the means of the pairs' hidden states after the first `layer` layers, float32 (count, hidden), detached.
+
+    Means, since after a few layers the first token does not yet hold what the pair says.
+    """
+
+    layer: int
+    rows: list[Tensor] = field(default_factory=list)
+
+
+def logits(model: Any, batch: Tokens, tap: Tap | None = None) -> Tensor:
+    """The logits of the pairs, float32 (count,), in their order, which must be longest first; for training.
+
+    A `tap` gets this batch's rows added. Runs in the autocast that is on, in the model's mode (train or eval),
+    through adapters if there are some, and computes layers anew where the model's gradient checkpointing is on.
+    """
+    from torch.utils.checkpoint import checkpoint
+
+    model = bare(model)
+    stretches = stretches_of(batch.lengths, level=_LEVEL)
+    hidden = embed(model, batch)
+    layers = _body(model).encoder.layer
+    anew = model.training and any(getattr(layer, "gradient_checkpointing", False) for layer in layers)
+    draws = seeds(len(layers)) if model.training else [0] * len(layers)
+    for number, (layer, seed) in enumerate(zip(layers, draws, strict=True)):
+        firsts = _firsts(batch, hidden) if number == len(layers) - 1 else None
+        if anew:
+            hidden = checkpoint(_trained_layer, layer, hidden, stretches, firsts, seed, use_reentrant=False)
+        else:
+            hidden = _trained_layer(layer, hidden, stretches, firsts, seed)
+        if tap and tap.layer == number + 1:
+            tap.rows.append(means(batch, hidden.detach()))
+    return head(model, hidden).float()
+
+
+def _trained_layer(layer: Any, hidden: Tensor, stretches: list[_Stretch], firsts: Tensor | None, seed: int) -> Tensor:
+    """One layer through its own modules; of the last one the first tokens' rows alone, where `firsts` says which.
+
+    Dropout is drawn from a seed, so that a layer computed anew draws the same.
+    """
+    own = layer.attention.self
+    noise = Noise(seed)
+    drop = partial(noise.drop, rate=own.dropout.p) if own.training and own.dropout.p else None
+    context = attend(_mixed(own, hidden), stretches, own.num_attention_heads, first_only=firsts is not None, drop=drop)
+    rows = hidden if firsts is None else hidden[firsts]
+    attended = _added(layer.attention.output, context, rows, noise)
+    return _added(layer.output, layer.intermediate(attended), attended, noise)
+
+
+def _added(output: Any, rows: Tensor, beside: Tensor, noise: Noise) -> Tensor:
+    """What a layer's output module does: a product, dropout, the residual, normalisation."""
+    dropped = noise.drop(output.dense(rows), output.dropout.p if output.training else 0.0)
+    added: Tensor = output.LayerNorm(dropped + beside)
+    return added
+
+
+def _mixed(own: Any, hidden: Tensor) -> Tensor:
+    """Query, key and value side by side: one product where they are plain linear layers, else (adapters) three."""
+    import torch
+
+    parts = (own.query, own.key, own.value)
+    if all(type(part) is torch.nn.Linear for part in parts):
+        weight = torch.cat([part.weight for part in parts])
+        return torch.nn.functional.linear(hidden, weight, torch.cat([part.bias for part in parts]))
+    return torch.cat([part(hidden) for part in parts], dim=-1)
+
+
+def attend(
+    mixed: Tensor, stretches: list[_Stretch], heads: int, *, first_only: bool = False, drop: Drop | None = None
+) -> Tensor:
+    """Softmax(QKᵀ/√d)V within each pair: (tokens, 3 x hidden) to (tokens, hidden), or (pairs, hidden) of first rows.
+
+    `drop` is dropout's, of the softmax.
+    """
+    import torch
+
+    hidden = mixed.shape[1] // 3
+    parts = [_attend_one(mixed, stretch, heads, first_only, drop) for stretch in stretches]
+    return (parts[0] if len(parts) == 1 else torch.cat(parts)).view(-1, hidden)
+
+
+def _attend_one(mixed: Tensor, stretch: _Stretch, heads: int, first_only: bool, drop: Drop | None) -> Tensor:
+    """Attention of one stretch: its rows, or its pairs' first rows, (…, hidden)."""
+    import torch
+    from torch.nn import functional
+
+    rows = mixed[stretch.start : stretch.stop]
+    mask = real = None
+    if not stretch.level:
+        places, mask, real = stretch.padding(mixed.device)
+        rows = functional.embedding(places, rows)  # whose backward pass is the fastest of all ways to gather rows
+    laid = rows.view(stretch.count, stretch.longest, 3, heads, -1)
+    query, key, value = (laid[:, :, part].transpose(1, 2) for part in range(3))
+    if first_only:
+        query = query[:, :, :1]
+    if drop is None:
+        context = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    else:
+        logits = query @ key.transpose(-1, -2) * (query.shape[-1] ** -0.5)
+        context = drop((logits if mask is None else logits.masked_fill(~mask, -torch.inf)).softmax(-1)) @ value
+    found = context.transpose(1, 2).reshape(-1, mixed.shape[1] // 3)
+    return found if real is None or first_only else functional.embedding(real, found)
+
+
+def stretches_of(lengths: NDArray[np.int64], *, level: float) -> list[_Stretch]:
+    """Cut a batch, longest first, where a pair is shorter than `level` of its stretch's longest (1: of one length)."""
+    if level < 1:
+        bounds = [0]
+        while bounds[-1] < len(lengths):
+            least = level * lengths[bounds[-1]]
+            bounds.append(int(np.searchsorted(-lengths, -least, side="right")))
+        cuts = list(pairwise(bounds))
+    else:
+        cuts = equal_runs(lengths)
+    ends = np.concatenate([[0], np.cumsum(lengths)])
+    return [_Stretch(lengths[first:last], int(ends[first]), int(ends[last])) for first, last in cuts]
+
+
+def embed(model: Any, batch: Tokens) -> Tensor:
+    """The hidden states before the first layer, (tokens, hidden)."""
+    import torch
+
+    tables = _body(model).embeddings
+    device = tables.word_embeddings.weight.device
+    lengths = batch.lengths
+    # RoBERTa counts positions from the padding id on; the table's own one, since ids may be renumbered in training.
+    first = 0 if model.config.model_type == "bert" else int(model.config.pad_token_id) + 1
+    places = np.arange(len(batch.ids)) - np.repeat(batch.starts[:-1], lengths) + first
+
+    def rows(table: Any, ids: NDArray[Any]) -> Tensor:
+        found: Tensor = table(torch.from_numpy(ids.astype(np.int64)).to(device))
+        return found
+
+    hidden = rows(tables.word_embeddings, batch.ids) + rows(tables.position_embeddings, places)
+    if batch.types is None or tables.token_type_embeddings.num_embeddings < 2:
+        hidden = hidden + tables.token_type_embeddings.weight[0]
+    else:
+        hidden = hidden + rows(tables.token_type_embeddings, batch.types)
+    made: Tensor = tables.dropout(tables.LayerNorm(hidden))
+    return made
+
+
+def head(model: Any, first_rows: Tensor) -> Tensor:
+    """The classifier's logits, (pairs,), of the pairs' first rows (pairs, hidden) after the last layer."""
+    rows = first_rows[:, None]
+    if model.config.model_type == "bert":
+        found: Tensor = model.classifier(model.dropout(model.bert.pooler(rows)))
+    else:
+        found = model.classifier(rows)
+    return found.reshape(-1)
+
+
+def means(batch: Tokens, hidden: Tensor) -> Tensor:
+    """The mean of each pair's rows: (tokens, hidden) to float32 (count, hidden)."""
+    import torch
+
+    lengths = torch.from_numpy(batch.lengths).to(hidden.device)
+    return torch.segment_reduce(hidden.float(), "mean", lengths=lengths, axis=0)
+
+
+def _body(model: Any) -> Any:
+    return getattr(model, model.base_model_prefix)
+
+
+def _firsts(batch: Tokens, like: Tensor) -> Tensor:
+    """The rows of the pairs' first tokens, int64 (count,), on the device of `like`."""
+    import torch
+
+    return torch.from_numpy(batch.starts[:-1]).to(like.device)
+
+
+def _norm(module: Any, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    import torch
+
+    weight, bias = module.weight.detach().to(dtype), module.bias.detach().to(dtype)
+    return lambda rows: torch.nn.functional.layer_norm(rows, weight.shape, weight, bias, module.eps)

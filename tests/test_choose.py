@@ -1,0 +1,63 @@
+"""Which ways of scoring a machine has, and that each gives scores."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from rankwright.toolbox.engine import choose, onnx, openvino
+from rankwright.toolbox.model import Reranker
+
+PAIRS = [("red apple", "green pear"), ("blue", "the car of the train"), ("how", "what")]
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """Says what a machine has: openvino, whether bf16 pays, onnx."""
+
+    def has(*, vino=False, bf16=False, onnxruntime=False):
+        monkeypatch.setattr(openvino, "available", lambda: vino)
+        monkeypatch.setattr(openvino, "bf16_pays", lambda: bf16)
+        monkeypatch.setattr(onnx, "available", lambda: onnxruntime)
+        monkeypatch.setattr(choose, "choose_precision", lambda *_: ("bf16" if bf16 else "fp32", ""))
+
+    return has
+
+
+@pytest.mark.parametrize("word", ["balanced", "fast"])
+def test_the_fastest_way_comes_first_and_fp32_last(machine, word):
+    def names(device="cpu"):
+        return [step.name for step in choose.backends(word, device)]
+
+    machine()
+    assert names() == ["torch fp32"]
+    machine(onnxruntime=True)
+    assert names() == ["onnx fp32", "torch fp32"]
+    machine(bf16=True)
+    assert names() == names("cuda") == ["torch bf16", "torch fp32"]
+    machine(vino=True, onnxruntime=True)
+    assert names() == ["openvino int8", "torch fp32"]
+    machine(vino=True, bf16=True)
+    assert names() == ["openvino int8", "openvino bf16", "torch fp32"]
+
+
+def test_exact_is_fp32_alone_whatever_the_machine_has(machine):
+    machine(vino=True, bf16=True)
+    assert [step.name for step in choose.backends("exact", "cpu")] == ["torch fp32"]
+
+
+@pytest.mark.parametrize("name", ["torch bf16", "openvino fp32", "openvino int8", "onnx fp32"])
+def test_each_way_scores_nearly_as_fp32_does(tiny_reranker, tmp_path, name):
+    library = name.partition(" ")[0]
+    if not {"torch": lambda: True, "openvino": openvino.available, "onnx": onnx.available}[library]():
+        pytest.skip(f"{library} is not installed")
+    reranker = Reranker.load(tiny_reranker, device="cpu")
+    found = choose.step(name, tmp_path).build(reranker)(PAIRS)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, reranker.score(PAIRS), atol=0.01)
+    np.testing.assert_array_equal(found, choose.step(name, tmp_path).build(reranker)(PAIRS))
+
+
+def test_a_way_that_there_is_not_is_refused():
+    with pytest.raises(ValueError, match="abacus"):
+        choose.step("abacus int8")
