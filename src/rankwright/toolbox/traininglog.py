@@ -1,0 +1,58 @@
+"""A training's log: `log.jsonl`, one record a line, and the same for TensorBoard.
+
+In come records (step, and numbers by name); out come the two files. It does not know what the numbers mean.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+
+class TrainingLog:
+    """`log.jsonl` in a folder, cut back to the checkpoint's length when a training goes on."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self.path = folder / "log.jsonl"
+        self.path.touch()
+
+    @property
+    def size(self) -> int:
+        """Its length in bytes."""
+        return self.path.stat().st_size
+
+    def cut(self, size: int) -> None:
+        """Cut it back to so many bytes."""
+        with self.path.open("r+b") as file:
+            file.truncate(size)
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Add a record; a number that is not finite becomes null, since JSON has none of its kind."""
+        numbers = {name: value for name, value in record.items() if isinstance(value, float)}
+        lost = {name: None for name, value in numbers.items() if not math.isfinite(value)}
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({**record, **lost}, allow_nan=False) + "\n")
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        """All records, oldest first."""
+        for line in self.path.read_text(encoding="utf-8").splitlines():
+            yield json.loads(line)
+
+    def to_tensorboard(self) -> None:
+        """The same records for TensorBoard. Written from the log at the end, so that a resumed training has no gap."""
+        from tensorboardX import SummaryWriter
+
+        shutil.rmtree(self.folder / "tensorboard", ignore_errors=True)
+        with SummaryWriter(str(self.folder / "tensorboard")) as writer:
+            for record in self.records():
+                values = {name: value for name, value in record.items() if isinstance(value, float)}
+                for kind in ("dev", "averaged_dev"):
+                    values |= {f"{kind}/{name}": value for name, value in record.get(kind, {}).items()}
+                for name, value in values.items():
+                    writer.add_scalar(name, value, record["step"])
