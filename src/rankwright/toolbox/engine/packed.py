@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rankwright.toolbox.engine import ragged
 from rankwright.toolbox.engine.batches import equal_runs
 from rankwright.toolbox.engine.noise import Noise, seeds
 
@@ -114,13 +115,13 @@ class Packed:
         """The logits, float32 (count,), of pairs whose hidden states after the first `layers` these are."""
         *between, last = self.layers[layers:]
         hidden = self._through(between, batch, hidden)
-        stretches = stretches_of(batch.lengths, level=1.0)
+        stretches = stretches_of(batch.lengths, level=_level(hidden))
         context = attend(last.mixed(hidden), stretches, self._heads, first_only=True)
         rows = last.rest(context, hidden[_firsts(batch, hidden)])
         return head(self.model, rows.to(_body(self.model).embeddings.word_embeddings.weight.dtype)).float()
 
     def _through(self, layers: Sequence[_Layer], batch: Tokens, hidden: Tensor) -> Tensor:
-        stretches = stretches_of(batch.lengths, level=1.0)
+        stretches = stretches_of(batch.lengths, level=_level(hidden))
         for layer in layers:
             hidden = layer.rest(attend(layer.mixed(hidden), stretches, self._heads), hidden)
         return hidden
@@ -257,6 +258,9 @@ def attend(
     import torch
 
     hidden = mixed.shape[1] // 3
+    if drop is None and ragged.usable(mixed, heads):
+        lengths = torch.from_numpy(np.concatenate([stretch.lengths for stretch in stretches])).to(mixed.device)
+        return ragged.attend(mixed, lengths, heads, first_only=first_only)
     parts = [_attend_one(mixed, stretch, heads, first_only, drop) for stretch in stretches]
     return (parts[0] if len(parts) == 1 else torch.cat(parts)).view(-1, hidden)
 
@@ -338,6 +342,11 @@ def means(batch: Tokens, hidden: Tensor) -> Tensor:
 
     lengths = torch.from_numpy(batch.lengths).to(hidden.device)
     return torch.segment_reduce(hidden.float(), "mean", lengths=lengths, axis=0)
+
+
+def _level(hidden: Tensor) -> float:
+    """On a CPU the pairs of a stretch have one length; a GPU would rather make fewer calls."""
+    return 1.0 if hidden.device.type == "cpu" else _LEVEL
 
 
 def _body(model: Any) -> Any:
