@@ -116,7 +116,7 @@ def experiment_of(rows: Path, encoder: Path) -> dict[str, Any]:
             "finetuned": {**training, "base": "distilled", "loss": "listwise", "epochs": 2, "dev": dev},
         },
         "merge": {"models": ["base", "finetuned"]},
-        "rerank": {"depth": 10, "precision": "fp32"},
+        "rerank": {"depth": 10, "precision": "exact"},
         "general": {"source": f"rows:{rows}", "queries": 4, "depth": 5},
         "evaluate": {"metrics": ["mrr@10", "recall@1", "ndcg@10"], "bootstrap": 100, "permutations": 100},
         "diagnose": {"sample": 4, "resamples": 100},

@@ -92,7 +92,7 @@ def test_the_guess_knows_which_kind_of_retriever_it_is(refusal):
 
 def test_a_key_like_none_that_is_known_is_answered_with_all_that_are(refusal):
     assert "did you mean one of depth, max_length" not in refusal(YAML + "rerank: {zzz: 1}\n")
-    assert "one of candidates, depth, arms, max_length, precision, both_orders, dev_queries?" in refusal(
+    assert "one of candidates, depth, arms, max_length, precision, both_orders, dev_queries, cascade?" in refusal(
         YAML + "rerank: {zzz: 1}\n"
     )
 

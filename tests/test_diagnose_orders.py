@@ -144,7 +144,7 @@ def test_equal_scores_of_neighbours_fire():
     grades[:, 0] = 1
     finding = orders.ties(case(retrieved, np.round(rng.normal(size=retrieved.shape), 1), grades))
     assert finding.fires
-    assert valid(finding) == {"rerank": {"precision": "fp32"}}
+    assert valid(finding) == {"rerank": {"precision": "exact"}}
     assert "precision was not compared" in finding.reading
 
 
@@ -179,13 +179,13 @@ def test_low_precision_that_changes_the_order_fires():
         asked.append(len(pairs))
         return np.round(exact(pairs) / 7)
 
-    at = replace(like_retrieval(30), collection=texts(30), score=exact)
-    finding = orders.ties(replace(at, low_precision=coarse))
+    at = replace(like_retrieval(30), collection=texts(30), exact=exact)
+    finding = orders.ties(replace(at, score=coarse))
     assert finding.fires
     assert finding.numbers[1].value < 0.995
     assert asked == [100] * 20
-    assert not orders.ties(replace(at, low_precision=exact)).fires
-    none = orders.ties(replace(at, low_precision=lambda pairs: np.zeros(len(pairs), np.float32)))
+    assert not orders.ties(replace(at, score=exact)).fires
+    none = orders.ties(replace(at, score=lambda pairs: np.zeros(len(pairs), np.float32)))
     assert not none.fires
     assert "not compared" in none.reading
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from rankwright.toolbox import footprint
+from rankwright.toolbox.engine.forward import forward_tokens
 from rankwright.toolbox.engine.pairs import Tokens, stacked
 from rankwright.toolbox.footprint import PairCost, choose, measure, saved_bytes
-from rankwright.toolbox.engine.forward import forward_tokens
 
 
 def classifier(hidden=32, layers=2):

@@ -94,10 +94,11 @@ def test_the_front_of_the_run_folder_says_what_was_asked_and_on_what_it_ran(fini
 
 def test_the_provenance_tells_data_candidates_models_and_versions(finished, tiny_experiment):
     told = json.loads((finished / "tiny/evaluate/table.json").read_text())["provenance"]
-    assert list(told) == ["data", "candidates", "base", "finetuned", "merged", "experiment", "versions"]
+    assert list(told) == ["data", "candidates", "base", "finetuned", "merged", "precision", "experiment", "versions"]
     assert told["data"].startswith(tiny_experiment["data"]["source"])
     assert len({told["base"], told["finetuned"], told["merged"]}) == 3
     assert told["base"].startswith("distilled (")
+    assert told["precision"] == "exact; fp32 (as asked)"
     assert "transformers" in told["versions"]
 
 
@@ -279,7 +280,7 @@ def full(*_, **__):
         ("retrieve", "rankwright.toolbox.store._write_at"),
         ("mine", "rankwright.toolbox.formats.flag.write_groups"),
         ("train/distilled", "rankwright.toolbox.checkpoint.save"),
-        ("train/distilled", "rankwright.rooms.train._Log.write"),
+        ("train/distilled", "rankwright.toolbox.traininglog.TrainingLog.write"),
         ("merge", "rankwright.rooms.merge._write_tensors"),
         ("rerank", "rankwright.toolbox.store._write_at"),
         ("evaluate", "pyarrow.parquet.write_table"),

@@ -86,7 +86,7 @@ KILLS = {
     "train, before the first checkpoint": ("train/distilled", "rankwright.toolbox.checkpoint:save", 1),
     "train, in the middle of an epoch": ("train/finetuned", "rankwright.rooms.train:_Loop._step", 4 + 6),
     "train, after its best step": ("train/finetuned", "rankwright.rooms.train:_Loop._step", 4 + 11),
-    "train, while a checkpoint is written": ("train/finetuned", "rankwright.toolbox.checkpoint:_random_state", 8),
+    "train, while a checkpoint is written": ("train/finetuned", "torch:save", 8),
     "train, while the model is saved": ("train/finetuned", "rankwright.toolbox.model:Reranker._write", 2),
     "train, just after it is done": ("train/distilled", "rankwright.workspace:write_json", 4, "after"),
     "merge, before the tensors": ("merge", "rankwright.rooms.merge:_write_tensors", 1),

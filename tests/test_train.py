@@ -15,11 +15,14 @@ import torch
 from rankwright.core import Collection, Group, Run
 from rankwright.errors import ConfigError, DataError, ModelError
 from rankwright.rooms import train as room
-from rankwright.rooms.train import DevSet, Workbench, pad_groups, train
-from rankwright.sections import DevSection, LoraSection, SampleSection, Training
-from rankwright.toolbox import checkpoint, device
+from rankwright.rooms.train import DevSet, Workbench, train
+from rankwright.sections import DevSection, LoraSection, SampleSection, Training, read_memory
+from rankwright.toolbox import checkpoint, device, grouped
+from rankwright.toolbox.grouped import pad_groups
 from rankwright.toolbox.model import Reranker
 from rankwright.toolbox.schedule import Schedule, count_pairs
+from rankwright.toolbox.trainable import parameter_groups, with_lora
+from rankwright.toolbox.traininglog import TrainingLog
 
 WORDS = "red green blue pear plum car train array matrix linear graph node value fast slow big old"
 
@@ -187,10 +190,18 @@ def test_steps_are_those_of_a_plain_loop_of_torch_and_transformers(still, tmp_pa
     trained = run(made, training, still, tmp_path)
     reranker = Reranker.start(still, seed=3, device="cpu", max_length=32)
     model = reranker.model.train()
+    words = model.get_input_embeddings()
+    before = words.weight.detach().clone()
+    texts = [text for group in made for text in (group.query, *group.documents)]
+    occurring = {
+        *reranker.tokenizer.all_special_ids,
+        *(id for ids in reranker.tokenizer(texts).input_ids for id in ids),
+    }
+    others = [id for id in range(len(before)) if id not in occurring]
     named = list(model.named_parameters())
     decayed = [p for _, p in named if p.ndim > 1]
-    others = [{"params": [p for _, p in named if p.ndim <= 1], "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW([{"params": decayed}, *others], lr=1.0, weight_decay=0.1)
+    plain = [{"params": [p for _, p in named if p.ndim <= 1], "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW([{"params": decayed}, *plain], lr=1.0, weight_decay=0.1)
     order = np.random.default_rng([3, 0]).permutation(6)
     for step, rate in enumerate([1.0, 1.0, 0.5]):  # a warm-up of one step, then 2 steps down to 0
         total = torch.zeros(())
@@ -204,6 +215,8 @@ def test_steps_are_those_of_a_plain_loop_of_torch_and_transformers(still, tmp_pa
             parameters["lr"] = 3e-3 * rate
         optimizer.step()
         optimizer.zero_grad()
+        with torch.no_grad():  # words that do not occur are not decayed
+            words.weight[others] = before[others]
         assert losses_of(tmp_path)[step] == pytest.approx(float(total.detach()), abs=1e-5)
     assert_close(weights(trained.model), dict(model.state_dict()))
 
@@ -218,6 +231,185 @@ def test_small_batches_accumulated_are_one_large_batch(still, tmp_path):
     assert whole.steps == parts.steps == 3
     assert np.allclose(losses_of(tmp_path / "whole"), losses_of(tmp_path / "parts"), atol=1e-6)
     assert_close(weights(whole.model), weights(parts.model))
+
+
+def test_the_micro_batch_changes_neither_loss_nor_gradient(still, tmp_path, monkeypatch):
+    """One step of 7 ragged groups: whole, and in parts of every size."""
+    made, found = groups(7), {}
+    monkeypatch.setattr(room.TrainingLog, "to_tensorboard", lambda self: None)
+    for size in (7, 4, 2, 1):
+        monkeypatch.setattr(room.footprint, "choose", lambda *_, **__: room.footprint.Choice(size, False, 1.0, True))  # noqa: B023
+        loop = room._Loop(made, section(batch=7, clip=None), still, None, Workbench(tmp_path / str(size), device="cpu"))
+        loop._prepare()
+        loop._go_on_or_begin()
+        loss, parts = loop._gradients(made, [False] * 7)
+        assert len(parts) == math.ceil(7 / size)
+        found[size] = (loss, [p.grad.clone() for p in loop._bare().parameters() if p.grad is not None])
+        loop.active.close()
+    for loss, gradients in found.values():
+        assert loss == pytest.approx(found[7][0], abs=1e-6)
+        assert len(gradients) == len(found[7][1])
+        for one, other in zip(gradients, found[7][1], strict=True):
+            torch.testing.assert_close(one, other, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(("free", "expected"), [(10**9, "8 of 8 queries at a time:"), (500_000, "2 of 8 queries")])
+def test_a_micro_batch_is_as_large_as_memory_allows_and_is_told(still, tmp_path, monkeypatch, free, expected):
+    monkeypatch.setattr(room.footprint, "room", lambda *_: free)
+    trained = run(groups(8, widths=(4, 4)), section(batch=8), still, tmp_path)
+    assert trained.steps == 1
+    assert any(expected in note for note in trained.notes)
+
+
+def test_a_budget_without_room_for_one_group_checkpoints_layers_warns_and_trains(still, tmp_path):
+    trained = run(groups(8), section(batch=4, memory="0.3MB"), still, tmp_path / "small")
+    (note,) = [note for note in trained.notes if "warning" in note]
+    assert "1 of 4 queries at a time, layers computed anew" in note
+    assert "memory: 0.3MB" in note
+    whole = run(groups(8), section(batch=4), still, tmp_path / "whole")
+    assert losses_of(tmp_path / "small") == pytest.approx(losses_of(tmp_path / "whole"), abs=1e-6)
+    assert_close(weights(trained.model), weights(whole.model))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("auto", None), ("4GB", 4e9), ("0.5 GB", 5e8), ("500MB", 5e8), (" 2 GB ", 2e9)]
+)
+def test_a_memory_budget_is_read(text, expected):
+    assert read_memory(section(memory=text).memory) == expected
+
+
+@pytest.mark.parametrize("text", ["4", "much", "0GB", "-1GB", "4 TB", "4gb", ""])
+def test_a_memory_budget_that_cannot_be_read_is_refused(text):
+    with pytest.raises(ValueError, match="memory is auto, or an amount"):
+        section(memory=text)
+
+
+def test_all_texts_are_encoded_once_before_the_first_step(still, tmp_path, monkeypatch):
+    calls, encode = [], grouped.PairEncoder.__call__
+    monkeypatch.setattr(grouped.PairEncoder, "__call__", lambda self, pairs: calls.append(pairs) or encode(self, pairs))
+    made, dev = groups(8), dev_set()
+    run(made, watched(epochs=2, both_orders=True), still, tmp_path, dev)
+    (pairs,) = calls
+    asked = {(group.query, document) for group in made for document in group.documents}
+    assert Counter(pairs) == Counter(asked | {(second, first) for first, second in asked} | set(dev.pairs))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_tokens_score_as_the_tokenizers_own_pairs_do(learnt, precision):
+    reranker, pairs = Reranker.load(learnt[1].model, device="cpu"), dev_set().pairs
+    texts = grouped.TextTokens(reranker.tokenizer, 32, pairs)
+    with torch.inference_mode():
+        chosen = [pairs[place] for place in (5, 0, 7, 5)]
+        logits = room.forward_tokens(reranker.model, texts.of(chosen), pad_id=0, device="cpu", precision=precision)
+    close = 1e-5 if precision == "fp32" else 0.1
+    np.testing.assert_allclose(logits.numpy(), reranker.score(chosen), atol=close)
+    assert logits.dtype == torch.float32
+
+
+def test_the_longest_draw_of_a_group_is_what_may_have_to_fit(still):
+    made = groups(3, widths=(5, 5))
+    made[0] = replace(made[0], documents=["red", "red green blue", *made[0].documents[2:]])
+    texts = grouped.TextTokens(
+        Reranker.start(still, seed=0, device="cpu").tokenizer, 32, room.pairs_of(made, [False] * 3)
+    )
+    whole = grouped.longest_draws(texts, made, None)
+    drawn = grouped.longest_draws(texts, made, SampleSection(positives=1, negatives=2))
+    assert [lengths.tolist() for lengths in whole] == [[7, 9, 10, 10, 10], [10] * 5, [10] * 5]
+    assert [lengths.tolist() for lengths in drawn] == [[10] * 3] * 3
+
+
+@pytest.fixture
+def cramped(monkeypatch):
+    """Run out of memory in any forward pass of training with gradients over more than so many pairs."""
+
+    def arrange(most, *, until=10**9):
+        forward, calls = room.forward_tokens, Counter()
+
+        def limited(model, tokens, **options):
+            calls["all"] += torch.is_grad_enabled()
+            logits = forward(model, tokens, **options)  # dropout has drawn by then
+            if torch.is_grad_enabled() and calls["all"] > 4 and len(tokens) > most and calls["all"] <= until:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+            return logits
+
+        monkeypatch.setattr(room, "forward_tokens", limited)
+
+    return arrange
+
+
+def test_out_of_memory_halves_the_micro_batch_and_keeps_the_step(still, tmp_path, cramped):
+    made = groups(16, widths=(4, 4))
+    whole = run(made, section(batch=8), still, tmp_path / "whole")
+    cramped(9)
+    parts = run(made, section(batch=8), still, tmp_path / "parts")
+    told = [note for note in parts.notes if "out of memory" in note]
+    assert ["4 groups at a time" in note for note in told] == [True, False]
+    assert "2 groups at a time" in told[1]
+    assert parts.steps == whole.steps == 2
+    assert losses_of(tmp_path / "parts") == pytest.approx(losses_of(tmp_path / "whole"), abs=1e-6)
+    assert_close(weights(parts.model), weights(whole.model))
+
+
+def test_a_step_begun_anew_draws_the_same_dropout(lively_encoder, tmp_path, cramped, monkeypatch):
+    monkeypatch.setattr(room.footprint, "halved", lambda groups: groups)  # the same size again, which then has room
+    made = groups(4, widths=(4, 4))
+    whole = run(made, section(), lively_encoder, tmp_path / "whole")
+    cramped(9, until=5)
+    again = run(made, section(), lively_encoder, tmp_path / "again")
+    assert any("out of memory" in note for note in again.notes)
+    assert same(weights(again.model), weights(whole.model))
+
+
+def test_one_group_without_room_checkpoints_layers_and_then_is_an_error(still, tmp_path, cramped):
+    cramped(0)
+    with pytest.raises(ModelError, match=r"out of memory[\s\S]*max_length"):
+        run(groups(4), section(), still, tmp_path)
+
+
+def test_an_error_that_is_not_about_memory_is_passed_on(still, tmp_path, monkeypatch):
+    def failing(*_, **__):
+        raise RuntimeError("shapes do not match")
+
+    monkeypatch.setattr(room._Loop, "_accumulated", failing)
+    with pytest.raises(RuntimeError, match="shapes"):
+        run(groups(4), section(), still, tmp_path)
+
+
+def test_a_training_that_goes_on_keeps_its_micro_batch_whatever_memory_is_free(still, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(room.footprint, "free_bytes", lambda device: 0)
+        killed_at(patch, room._Loop, "_step", 2)
+        with pytest.raises(Killed):
+            run(groups(8), section(), still, tmp_path)
+    state = json.loads((checkpoint.newest(tmp_path / "checkpoints") / "state.json").read_text())
+    assert (state["micro"], state["checkpointing"]) == (1, True)
+    sizes = []
+    forward = room._Loop._forward
+    monkeypatch.setattr(
+        room._Loop, "_forward", lambda self, made, *rest: sizes.append(len(made)) or forward(self, made, *rest)
+    )
+    run(groups(8), section(), still, tmp_path)
+    assert set(sizes) == {1}
+
+
+def test_words_that_no_text_uses_keep_their_embeddings_and_checkpoints_hold_only_the_others(
+    still, tmp_path, monkeypatch
+):
+    from safetensors.torch import load_file
+
+    name, seen, save = "bert.embeddings.word_embeddings.weight", [], checkpoint.save
+
+    def watching(folder, step, model, optimizer, counters):
+        save(folder, step, model, optimizer, counters)
+        held = load_file(checkpoint.newest(folder) / "weights.safetensors")[name]
+        moments = [state["exp_avg"].shape for state in optimizer.state_dict()["state"].values()]
+        seen.append((held.shape, held.shape in moments, (116, 32) in moments))
+
+    monkeypatch.setattr(checkpoint, "save", watching)
+    trained = run(groups(8), section(weight_decay=0.1), still, tmp_path)
+    assert seen[-1] == ((24, 32), True, False)
+    before, after = weights(still)[name.removeprefix("bert.")], weights(trained.model)[name]
+    assert int((before != after).any(1).sum()) == 23  # 24 but for the padding's row: no gradient, yet
 
 
 def plan(count=100, **options):
@@ -322,8 +514,8 @@ def test_both_orders_swap_a_seeded_half_of_the_groups_another_in_every_epoch():
 
 
 def test_a_swapped_group_is_read_as_document_and_query_and_mining_stays_as_it_was(still, tmp_path, monkeypatch):
-    read, encode = [], room.engine.encode
-    monkeypatch.setattr(room.engine, "encode", lambda *args: read.append(args[1]) or encode(*args))
+    read, of = [], room.TextTokens.of
+    monkeypatch.setattr(room.TextTokens, "of", lambda self, pairs: read.append(pairs) or of(self, pairs))
     made = groups(8)
     run(made, section(both_orders=True, batch=2, accumulate=2), still, tmp_path)
     asked, turned = {group.query: group for group in made}, Counter()
@@ -468,11 +660,15 @@ def test_a_training_watches_the_served_order(learnt, tmp_path):
 @pytest.fixture(scope="module")
 def mean_won(still, tmp_path_factory):
     """A training that is told its dev values: the mean of the last three is best. (folder, result, weights seen)"""
-    folder, seen = tmp_path_factory.mktemp("mean") / "t", []
+    folder, seen, words = tmp_path_factory.mktemp("mean") / "t", [], "bert.embeddings.word_embeddings.weight"
+    table = weights(still)[words.removeprefix("bert.")]
 
     class Told(DevSet):
         def values(self, score):
-            seen.append({name: tensor.clone() for name, tensor in loop._bare().state_dict().items()})
+            state = {name: tensor.clone() for name, tensor in loop._bare().state_dict().items()}
+            whole = table.clone()
+            whole[torch.from_numpy(loop.active.rows)] = state[words]
+            seen.append(state | {words: whole})
             return np.array([[0.1, 0.3, 0.2, 0.2, 0.3, 0.2, 0.2, 0.4][len(seen) - 1]])
 
     made = dev_set()
@@ -536,12 +732,12 @@ def test_an_average_needs_dev_to_decide(dev):
 # ----------------------------------------------------------------------------------- the optimiser and LoRA
 
 
-def parameter_groups(model, training):
+def rates_and_decays(model, training):
     """Name of each parameter -> (learning rate, weight decay), as the optimiser gets them."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     return {
         names[id(parameter)]: (group["lr"], group["weight_decay"])
-        for group in room._parameter_groups(model, training)
+        for group in parameter_groups(model, training)
         for parameter in group["params"]
     }
 
@@ -570,9 +766,9 @@ def test_the_head_has_its_own_rate_and_biases_and_norms_no_decay(family, lora):
     model = tiny_model(family)
     shapes = {name: parameter.ndim for name, parameter in model.named_parameters()}
     if lora:
-        model = room._with_lora(model, training, 0)
+        model = with_lora(model, training, 0)
         shapes = {name: p.ndim for name, p in model.named_parameters() if p.requires_grad}
-    found = parameter_groups(model, training)
+    found = rates_and_decays(model, training)
     assert found.keys() == shapes.keys()
     for name, (rate, decay) in found.items():
         inner = name.removeprefix("base_model.model.")
@@ -582,14 +778,14 @@ def test_the_head_has_its_own_rate_and_biases_and_norms_no_decay(family, lora):
 
 
 def test_without_a_rate_of_its_own_the_head_has_the_common_one():
-    assert {rate for rate, _ in parameter_groups(tiny_model("bert"), section()).values()} == {3e-3}
+    assert {rate for rate, _ in rates_and_decays(tiny_model("bert"), section()).values()} == {3e-3}
 
 
 @pytest.mark.parametrize("family", HEADS)
 def test_lora_trains_its_adapters_and_the_whole_head_and_nothing_else(family):
     model = tiny_model(family)
     head = {name for name, _ in model.named_parameters() if name.split(".")[0] in HEADS[family]}
-    model = room._with_lora(model, section(lora=LoraSection(rank=2)), 0)
+    model = with_lora(model, section(lora=LoraSection(rank=2)), 0)
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     adapters = {name for name in trained if ".lora_" in name}
     assert adapters
@@ -604,7 +800,7 @@ def adapted(lively_encoder, tmp_path_factory):
     """A LoRA training: (its result, the model in memory just before it was saved)."""
     folder = tmp_path_factory.mktemp("lora") / "lora"
     training = section(lora=LoraSection(rank=4, alpha=8), epochs=2, learning_rate=5e-3)
-    loop = room._Loop(groups(24), training, lively_encoder, None, Workbench(folder, device="cpu"))
+    loop = room._Loop(groups(24), training, lively_encoder, dev_set(), Workbench(folder, device="cpu"))
     finish, before = loop._finish, {}
 
     def scoring_first():
@@ -807,10 +1003,10 @@ KILLS = [
     *((checkpoint, name, nth, True) for name in ("save", "save_best", "forget_bests") for nth in (1, 2)),
     *((torch, "save", nth, after) for nth in (1, 3) for after in (False, True)),
     (shutil, "rmtree", 3, False),
-    (room._Log, "write", 5, True),
+    (TrainingLog, "write", 5, True),
     (room._Loop, "_finish", 1, False),
     (Reranker, "_write", 1, True),
-    (room._Log, "to_tensorboard", 1, False),
+    (TrainingLog, "to_tensorboard", 1, False),
 ]
 
 
@@ -863,7 +1059,7 @@ def uninterrupted_mean(lively_encoder, tmp_path_factory):
         (checkpoint, "save_recent", 3),
         (checkpoint, "forget_recent", 4),
         (checkpoint, "load_average", 1),
-        (room._Log, "to_tensorboard", 1),
+        (TrainingLog, "to_tensorboard", 1),
     ],
 )
 def test_a_killed_training_with_a_mean_and_both_orders_ends_with_the_same_bytes(

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from importlib import resources
 from pathlib import Path
@@ -30,6 +30,7 @@ from rankwright.pipeline.answering import refuse_unmeasured
 from rankwright.rooms.data import DataReport, data
 from rankwright.rooms.diagnose import Case, Diagnosis, diagnose
 from rankwright.rooms.merge import MergeReport, merge
+from rankwright.rooms.score import Options, Scored, score
 from rankwright.sections import Experiment, MergeSection
 from rankwright.toolbox import probe, progress
 from rankwright.toolbox.formats import Splits, flag, read, trec
@@ -229,6 +230,32 @@ def merge_models(
         if section.head == "rescale":
             more["probe"] = partial(probe.logits_of, pairs=_probe_pairs(groups), device=device)
         return merge(folders, section, Path(out), **more)
+
+
+def score_pairs(
+    model: str | Path,
+    file: str | Path,
+    out: str | Path,
+    options: Mapping[str, Any] | None = None,
+    *,
+    quiet: bool = True,
+) -> Scored:
+    """Score any number of (query, document) pairs, JSONL or TSV, into Parquet shards in the folder `out`.
+
+    `options` are precision (``balanced``), max_length (512), device (``auto``) and shard (100,000 pairs). Memory does
+    not grow with the pairs, and the same call goes on where one was stopped; see `rooms.score`.
+
+    Raises:
+        ConfigError: unknown options, or `out` holds scores of another model, file or options.
+        DataError: lines that are no pairs, told before anything is scored.
+        ModelError: no reranker there, or its scores are not finite.
+        ArtefactError, DiskError: `out` is in use, or cannot be written.
+    """
+    known = {field.name for field in fields(Options)}
+    if unknown := [name for name in options or {} if name not in known]:
+        raise ConfigError(f"unknown option {unknown[0]!r}", hint=f"one of {', '.join(sorted(known))}")
+    with progress.silenced(quiet):
+        return score(model, file, out, Options(**(options or {})))
 
 
 def check(experiment: str | Path | Experiment | Mapping[str, Any], *, overrides: Sequence[str] = ()) -> Checked:

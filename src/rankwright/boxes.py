@@ -6,7 +6,8 @@
     mine/      groups.jsonl unlabelled.jsonl (FlagEmbedding's JSONL and more), dropped.jsonl
     train/     NAME/model, NAME/log.jsonl, and the files of mine/ where a training mines for itself
     merge/     model
-    rerank/    ARM.SPLIT.run (TREC)
+    rerank/    ARM.SPLIT.run (TREC), precision.json (how each arm's scores were computed, and why),
+               cascade.json (what dev allows each arm's cascade)
     blend/     choices.json, ARM-blend.SPLIT.run, rrf.SPLIT.run, fused.SPLIT.run
     general/   values.json
     evaluate/  table.json table.md tests.json per_query.parquet
@@ -36,6 +37,7 @@ from rankwright.rooms.data import DataReport
 from rankwright.rooms.evaluate import Evaluation
 from rankwright.rooms.general import General
 from rankwright.rooms.mine import Dropped, Mined
+from rankwright.toolbox.engine.guard import Decision
 from rankwright.toolbox.formats import beir, flag, trec
 from rankwright.toolbox.table import GeneralTable, Table, markdown
 from rankwright.toolbox.weights import fingerprint, locate
@@ -138,6 +140,15 @@ class Boxes:
     def save_reranked(self, out: Path, arm: str, split: str, run: Run) -> None:
         """Write an arm's run."""
         trec.write_run(out / f"{arm}.{split}.run", run, arm)
+
+    def save_decisions(self, out: Path, decided: Mapping[str, Decision]) -> None:
+        """Write how each arm's scores were computed, and why."""
+        write_json(out / "precision.json", {arm: decision.values() for arm, decision in decided.items()})
+
+    def decisions(self) -> dict[str, Decision]:
+        """The same, read; nothing before that stage."""
+        found = self.values("rerank", "precision.json") or {}
+        return {arm: Decision.read(values) for arm, values in found.items()}
 
     def choices(self) -> dict[str, Any]:
         """What the blend stage chose: ``{"arms": {arm: Choice}, "fusion": …, "depth": …}``; nothing without it."""

@@ -38,6 +38,7 @@ ROOM_HELP = {
     "diagnose": "Say why reranking hurts: checks H1 to H15, and where the gap comes from.",
     "verdict": "Say whether to SHIP, BLEND, KEEP RETRIEVAL, or that it is INCONCLUSIVE.",
     "report": "Write the HTML page.",
+    "score": "Score any number of (query, document) pairs by a model, into shards.",
 }
 
 app = typer.Typer(
@@ -138,7 +139,7 @@ def _room_command(room: str) -> None:
 
 
 for _name in ROOM_HELP:
-    if _name not in ("recipe", "merge", "rag", "diagnose", "verdict"):
+    if _name not in ("recipe", "merge", "rag", "diagnose", "verdict", "score"):
         _room_command(_name)
 
 
@@ -331,6 +332,34 @@ def diagnose(
         typer.echo((folder / "findings.json").read_text(encoding="utf-8"), nl=False)
     else:
         typer.echo((folder / "findings.txt").read_text(encoding="utf-8"), nl=False)
+
+
+@app.command()
+def score(
+    model: Annotated[str, typer.Argument(help="a reranker's folder or hub id")],
+    file: Annotated[Path, typer.Argument(help="pairs: JSONL with query and document, or TSV; .gz is unpacked")],
+    out: Annotated[Path, typer.Option(help="the folder of the shards; the same command goes on in it")],
+    precision: Annotated[str, typer.Option(help="exact, balanced or fast")] = "balanced",
+    max_length: Annotated[int, typer.Option(help="tokens of a pair")] = 512,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps")] = "auto",
+    shard: Annotated[int, typer.Option(help="pairs of a shard")] = 100_000,
+    as_json: AsJson = False,
+) -> None:
+    """Score any number of (query, document) pairs by a model, into shards.
+
+    Every pair of FILE gets its logit, in constant memory: OUT/scores-00000.parquet
+    and so on, with its row, its ids where FILE has some, and its score. Stopped or
+    killed, the same command goes on after the last whole shard. Scores of another
+    model, another file or other options are left alone, and refused.
+    """
+    from rankwright import api
+
+    options = {"precision": precision, "max_length": max_length, "device": device, "shard": shard}
+    scored = api.score_pairs(model, file, out, options, quiet=as_json)
+    if as_json:
+        _print_json(scored.values())
+    else:
+        _print(*scored.lines())
 
 
 @app.command()

@@ -20,6 +20,7 @@ from rankwright.plan import MINE, Model, Plan
 from rankwright.sections import BUDGET, DenseRetriever, Experiment, MineSection, Training, read_budget
 from rankwright.toolbox import engine
 from rankwright.toolbox.device import choose_device
+from rankwright.toolbox.engine.forward import TOKEN_BUDGET
 from rankwright.toolbox.schedule import PASSES, count_steps, epoch_steps
 from rankwright.toolbox.weights import locate
 
@@ -214,7 +215,7 @@ class _Shapes:
         shape = AutoConfig.from_pretrained(folder)
         model = AutoModel.from_config(shape).eval().to(self.device)
         tokens = self._typical_tokens(tokenizer, min(512, engine.longest_input(shape, tokenizer)), pairs=pairs)
-        count = max(1, engine.TOKEN_BUDGET[self.device.split(":")[0]] // tokens)
+        count = max(1, TOKEN_BUDGET[self.device.split(":")[0]] // tokens)
         batch: Any = torch.zeros((count, tokens), dtype=torch.long, device=self.device)
         times = []
         with torch.inference_mode():

@@ -26,6 +26,7 @@ from rankwright.recipes import RecipeName, filled
 Split = Literal["train", "dev", "test"]
 LossName = Literal["listwise", "bce", "ranknet", "lambda", "margin-mse", "kl"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Scoring = Literal["exact", "balanced", "fast"]
 RagMetric = Literal["context_precision", "context_recall", "faithfulness", "answer_relevancy"]
 RAG_METRICS: tuple[RagMetric, ...] = ("context_precision", "context_recall", "faithfulness", "answer_relevancy")
 MergeMethod = Literal["linear", "slerp", "task-arithmetic", "ties", "dare", "cocktail"]
@@ -232,8 +233,23 @@ class Training(Section):
     clip: float | None = Field(1.0, gt=0, description="largest norm of the gradient")
     max_length: int = Field(512, ge=8, description="tokens of a pair")
     precision: Precision = Field("auto", description="auto: bf16 where it is faster, else fp32")
+    memory: str = Field(
+        "auto",
+        description="for weights, optimiser and activations, as in 4GB; auto: most of what is free. Where a batch has "
+        "no room in it, its gradients are added up in smaller parts, then with gradient_checkpointing",
+    )
     gradient_checkpointing: bool = Field(False, description="less memory for more time")
     lora: LoraSection | None = Field(None, description="train adapters instead of all weights")
+    exit: int | None = Field(
+        None,
+        ge=1,
+        description="also train a head after so many layers, for rerank's cascade; the model itself stays the same",
+    )
+    quantization_aware: bool | Annotated[float, Field(gt=0, le=1)] = Field(
+        False,
+        description="the last quarter of the steps (or another share; 1.0: all) sees the rounding of int8 scoring, as "
+        "does dev from there on, where the best checkpoint so far is measured anew; patience waits until then",
+    )
     dev: DevSection | None = Field(default_factory=DevSection, description="what training watches; null: nothing")
     keep: Literal["best", "last"] = Field("best", description="the best checkpoint on dev, or the last step")
     average: int = Field(
@@ -256,6 +272,17 @@ class Training(Section):
         values: dict[str, Any] = plain(self)
         written = self.model_fields_set if self.recipe == "auto" else values.keys()
         return {key: value for key, value in values.items() if key in written}
+
+    @property
+    def rounded_share(self) -> float:
+        """The share of the steps, the last ones, that sees the rounding of int8 scoring."""
+        return 0.25 if self.quantization_aware is True else float(self.quantization_aware)
+
+    @field_validator("memory")
+    @classmethod
+    def _an_amount(cls, memory: str) -> str:
+        read_memory(memory)
+        return memory
 
     @field_validator("budget")
     @classmethod
@@ -367,6 +394,15 @@ class MergeSection(Section):
         return shares if self.method in OF_DIFFERENCES else [1 - weight if others else 1.0, *shares]
 
 
+class CascadeSection(Section):
+    """All candidates through a model's first layers (train's `exit`), and only those that matter through the rest."""
+
+    tolerance: float = Field(0.002, ge=0, description="the loss of nDCG on dev, against all layers for all, at most")
+    keep: int = Field(
+        10, ge=1, description="the places at the top that are to come out as with all layers; nDCG is cut there"
+    )
+
+
 class RerankSection(Section):
     """Which candidates each arm's model reorders."""
 
@@ -376,11 +412,27 @@ class RerankSection(Section):
         None, description="arm -> base, a training, merged, or a model (default: base, finetuned, merged)"
     )
     max_length: int = Field(512, ge=8, description="tokens of a pair")
-    precision: Precision = Field("auto", description="auto: fp32, the reference")
+    precision: Scoring = Field(
+        "balanced",
+        description="exact: fp32; balanced: the fastest way that keeps fp32's order for practical purposes; fast: int8",
+    )
     both_orders: bool = Field(
         False, description="score (query, document) and (document, query), and average: for symmetric tasks"
     )
     dev_queries: int = Field(300, ge=0, description="dev queries reranked too, for `blend` to choose on; 0: none")
+    cascade: CascadeSection | None = Field(
+        None,
+        description="score with all layers, in fp32, only those candidates that can still reach the top, as a head "
+        "after the first layers (train's exit) and dev say; arms without such a head are scored in full",
+    )
+
+    @model_validator(mode="after")
+    def _cascade_has_lists(self) -> RerankSection:
+        if self.cascade and self.both_orders:
+            raise ValueError("a cascade compares a query's candidates in one order: leave cascade or both_orders out")
+        if self.cascade and not self.dev_queries:
+            raise ValueError("a cascade measures on dev what it loses: dev_queries must be above 0")
+        return self
 
     @field_validator("arms")
     @classmethod
@@ -534,6 +586,20 @@ def read_budget(text: str) -> tuple[float, Literal["seconds", "pairs"]]:
         raise ValueError("a budget is a time as in 90s, 10m or 1h, or an amount of work as in 20000 pairs")
     factor = {"s": 1, "m": 60, "h": 3600, "pairs": 1}[match[2]]
     return amount * factor, "pairs" if match[2] == "pairs" else "seconds"
+
+
+def read_memory(text: str) -> float | None:
+    """`4GB`, `500 MB` as bytes; `auto` as None.
+
+    Raises:
+        ValueError: anything else, or none at all.
+    """
+    if text == "auto":
+        return None
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(MB|GB)\s*", text)
+    if not match or float(match[1]) <= 0:
+        raise ValueError("memory is auto, or an amount as in 500MB or 4GB")
+    return float(match[1]) * {"MB": 1e6, "GB": 1e9}[match[2]]
 
 
 def _refuse_odd_names(names: Iterable[str]) -> None:

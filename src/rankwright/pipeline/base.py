@@ -16,7 +16,8 @@ from rankwright.core import SPLITS, Qrels, Run
 from rankwright.plan import Model, Plan
 from rankwright.rooms.mine import PairScorer
 from rankwright.rooms.retrieve import RetrieveContext, pair_scorer
-from rankwright.sections import Experiment, FuseRetriever, Precision, RerankSection, Section
+from rankwright.sections import Experiment, FuseRetriever, RerankSection, Scoring, Section
+from rankwright.toolbox.engine.guard import Labels
 from rankwright.toolbox.formats import trec
 from rankwright.toolbox.model import Reranker
 from rankwright.toolbox.scorer import CachedScorer, both_orders
@@ -27,7 +28,7 @@ ROOMS = (
     *("evaluate", "rag", "diagnose", "verdict", "report"),
 )
 
-VERSIONS = dict.fromkeys(ROOMS, 1) | {"recipe": 2, "rerank": 2, "blend": 3, "evaluate": 3, "report": 3}
+VERSIONS = dict.fromkeys(ROOMS, 1) | {"recipe": 2, "train": 2, "rerank": 3, "blend": 3, "evaluate": 3, "report": 3}
 """Raise a room's number when the same input gives another output: boxes made before are then made anew."""
 
 
@@ -137,9 +138,9 @@ class Site:
         return [retriever, *(name for one in below for name in self._needed(one))]
 
     def scorer(
-        self, model: Model, precision: Precision | None = None, max_length: int | None = None
-    ) -> tuple[Any, str]:
-        """A model's scores of text pairs, cached, and the precision that they are computed in."""
+        self, model: Model, precision: Scoring | None = None, max_length: int | None = None
+    ) -> tuple[Any, CachedScorer]:
+        """A model's scores of text pairs, cached, and what tells how they are computed."""
         section = self.experiment.rerank
         assert section
         scorer = CachedScorer(
@@ -148,11 +149,28 @@ class Site:
             device=self.experiment.device,
             max_length=max_length or section.max_length,
             precision=precision or section.precision,
+            labels=self.guard_labels(),
         )
-        return (both_orders(scorer) if section.both_orders else scorer), scorer.precision
+        return (both_orders(scorer) if section.both_orders else scorer), scorer
+
+    def guard_labels(self) -> Labels | None:
+        """The labels by which a lower precision may be judged: dev's, by texts; None where dev is what is measured."""
+        collection = self.boxes.collection
+        if "dev" not in collection.qrels or self.plan.split == "dev":
+            return None
+        texts = collection.documents
+        return {
+            collection.queries[query]: {
+                texts[document]: grade for document, grade in grades.items() if document in texts
+            }
+            for query, grades in collection.qrels["dev"].items()
+        }
 
     def score_with(self, model: Path, section: RerankSection) -> Any:
-        """A model's scores of text pairs as `rerank` would have them, not kept: for models that are soon forgotten."""
+        """A model's exact scores of text pairs, not kept: for models that are soon forgotten.
+
+        Their probes are small, and choose between models by small differences.
+        """
         reranker = Reranker.load(model, device=self.experiment.device, max_length=section.max_length)
         return both_orders(reranker.score) if section.both_orders else reranker.score
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from rankwright import config
 from rankwright.core import Qrels, Run, content_hash, text_id
+from rankwright.errors import ConfigError
 from rankwright.pipeline.answering import Answering
 from rankwright.pipeline.base import VERSIONS, Site, Stage, flat
 from rankwright.plan import BLENDED, MINE, RETRIEVAL, Model
@@ -25,6 +26,9 @@ from rankwright.rooms.report import ReportView, report
 from rankwright.rooms.rerank import rerank
 from rankwright.rooms.verdict import Arm, preferred, verdict
 from rankwright.sections import Training
+from rankwright.toolbox.cascaded import CascadeScorer
+from rankwright.toolbox.engine.guard import Decision
+from rankwright.toolbox.exits import ExitHead
 from rankwright.toolbox.formats import Splits, read
 from rankwright.toolbox.formats.content import content, file_content
 from rankwright.toolbox.metrics import label
@@ -84,26 +88,81 @@ class Judging:
     def _rerank(self, out: Path) -> list[str]:
         section = self.site.experiment.rerank
         assert section
-        told = []
+        told, decided, cascades, heads = [], {}, {}, self._exit_heads()
         for arm, model in self.site.plan.arms.items():
-            scorer, precision = self.site.scorer(model)
+            scorer, cached = self.site.scorer(model)
+            cascade = self._cascade(arm, model, heads[arm]) if arm in heads else None
             for split, candidates in self._reranked_candidates().items():
-                score = partial(scorer, what=f"rerank {arm}, {split}")
+                score = partial(cascade or scorer, what=f"rerank {arm}, {split}")
                 run = rerank(self.site.boxes.collection, candidates, score, depth=section.depth)
                 self.site.boxes.save_reranked(out, arm, split, run)
-            told.append(f"{arm}: {model.name}, {precision}")
+            if cascade and cascade.calibrated:
+                cascades[arm] = cascade.calibrated.values()
+                decided[arm] = Decision(section.precision, "torch fp32", True, cascade.calibrated.said())
+                told.append(f"{arm}: {model.name}, {decided[arm].said()}")
+            elif cached.decision:
+                decided[arm] = cached.decision
+                told.append(f"{arm}: {model.name}, {cached.decision.said()}")
+        self.site.boxes.save_decisions(out, decided)
+        if section.cascade:
+            write_json(out / "cascade.json", cascades)
         return told
 
-    def _reranked_candidates(self) -> dict[str, Run]:
-        """The candidates of the measured split and, for `blend` to choose on, those of a sample of dev."""
-        section, collection = self.site.experiment.rerank, self.site.boxes.collection
+    def _exit_heads(self) -> dict[str, ExitHead]:
+        """Of the arms whose models have one, where a cascade is asked for.
+
+        Raises:
+            ConfigError: no arm's model has one, there is no dev split, or dev is what is measured.
+        """
+        section = self.site.experiment.rerank
+        if not section or not section.cascade:
+            return {}
+        found = {arm: ExitHead.read(self.site.boxes.model(model)) for arm, model in self.site.plan.arms.items()}
+        heads = {arm: head for arm, head in found.items() if head}
+        if not heads:
+            message = "rerank.cascade: no arm's model has an exit head"
+            raise ConfigError(message, hint="train: {NAME: {exit: N}} trains one after N layers")
+        if not self._dev_candidates().rankings:
+            message = "rerank.cascade measures its loss on the split dev, which the data do not have or is measured"
+            raise ConfigError(message, hint="data.dev_share above 0, and another evaluate.split; or cascade: null")
+        return heads
+
+    def _cascade(self, arm: str, model: Model, head: ExitHead) -> CascadeScorer:
+        """The arm's cascade, calibrated on dev."""
+        section, dev = self.site.experiment.rerank, self._dev_candidates()
         assert section
-        runs = {self.site.plan.split: self.site.boxes.candidates(self.site.plan.rerank_from, self.site.plan.split)}
-        if self._chooses_on_dev():
-            run = self.site.candidates("dev")
-            chosen = sorted(collection.qrels["dev"], key=lambda query: text_id("dev" + collection.queries[query]))
-            runs["dev"] = Run({query: run.rankings.get(query, ()) for query in chosen[: section.dev_queries]})
-        return runs
+        assert section.cascade
+        cascade = CascadeScorer(
+            self.site.boxes.model(model),
+            head,
+            section.cascade,
+            cache=self.site.folder.cache,
+            device=self.site.experiment.device,
+            max_length=section.max_length,
+        )
+        collection = self.site.boxes.collection
+        top = Run({query: row[: section.depth] for query, row in dev.rankings.items()})
+        qrels = {query: collection.qrels["dev"][query] for query in top.rankings}
+        cascade.calibrate(collection, top, qrels, what=f"calibrate {arm}, dev")
+        return cascade
+
+    def _reranked_candidates(self) -> dict[str, Run]:
+        """The candidates of the measured split and, for `blend` to choose on, those of a sample of dev.
+
+        Dev comes first: what is scored first decides how all is scored, and dev has labels to decide by.
+        """
+        runs = {"dev": self._dev_candidates()} if self._chooses_on_dev() else {}
+        split = self.site.plan.split
+        return runs | {split: self.site.boxes.candidates(self.site.plan.rerank_from, split)}
+
+    def _dev_candidates(self) -> Run:
+        """Those of a sample of dev's queries; none where there is no dev or it is what is measured."""
+        section, collection = self.site.experiment.rerank, self.site.boxes.collection
+        if not section or "dev" not in collection.qrels or self.site.plan.split == "dev":
+            return Run()
+        run = self.site.candidates("dev")
+        chosen = sorted(collection.qrels["dev"], key=lambda query: text_id("dev" + collection.queries[query]))
+        return Run({query: run.rankings.get(query, ()) for query in chosen[: section.dev_queries]})
 
     def _chooses_on_dev(self) -> bool:
         section = self.site.experiment.rerank
@@ -248,6 +307,8 @@ class Judging:
         for arm in self._arms():
             model = self.site.plan.arms[arm]
             told[arm] = f"{model.name} ({self.site.boxes.model_fingerprint(model)[:12]})"
+        if self.site.experiment.rerank:
+            told |= _precisions(self.site.experiment.rerank.precision, self.site.boxes.decisions())
         told["experiment"] = content_hash([config.dump(self.site.experiment)])[:12]
         packages = ("torch", "transformers", "ir-measures")
         versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
@@ -287,7 +348,8 @@ class Judging:
         training = self.site.experiment.train.get(model.name) if model.kind == "train" else None
         mined = model.name if training and training.mine else MINE
         scorer, _ = self.site.scorer(model)
-        low, _ = self.site.scorer(model, precision="bf16")
+        exact, _ = self.site.scorer(model, precision="exact")
+        decided = self.site.boxes.decisions().get(arm)
         chosen = self._choices()["arms"].get(arm)
         general_values, before = self._general_values(), self._before(arm)
         return Case(
@@ -304,7 +366,7 @@ class Judging:
             chosen=Chosen(*(chosen[word] for word in ("weight", "depth", "gain", "low", "high"))) if chosen else None,
             general=(general_values[before], general_values[arm]) if before and general_values else None,
             score=partial(scorer, what="diagnose, scores"),
-            low_precision=partial(low, what="diagnose, bf16"),
+            exact=partial(exact, what="diagnose, fp32") if decided and not decided.exact else None,
             retriever=self.site.pair_scorer(self.site.plan.rerank_from),
             tokens=pair_lengths(self.site.boxes.model(model)),
             max_length=tokens_read(self.site.boxes.model(model), rerank_section.max_length),
@@ -432,6 +494,15 @@ class Judging:
 
     def _optional(self, *stages: str) -> list[str]:
         return [stage for stage in stages if stage in self.site.keys]
+
+
+def _precisions(word: str, decided: Mapping[str, Decision]) -> dict[str, str]:
+    """How scores were computed, in a line of provenance; one for all arms where it is the same for all."""
+    by_way: dict[str, list[str]] = {}
+    for arm, decision in decided.items():
+        by_way.setdefault(decision.said(), []).append(arm)
+    told = [way if len(by_way) == 1 else f"{', '.join(arms)}: {way}" for way, arms in by_way.items()]
+    return {"precision": f"{word}; {'; '.join(told)}"} if told else {}
 
 
 def _judged_arm(arm: str, choice: Mapping[str, Any] | None, depth: int) -> Arm:

@@ -93,7 +93,7 @@ class Making:
     def _recipe_made_of(self, name: str) -> MadeOf:
         section, rerank = self.site.experiment.train[name], self.site.experiment.rerank or RerankSection()
         made: dict[str, Any] = {**flat(f"train.{name}", section), "recipe.served": self.site.plan.rerank_from}
-        made |= {f"rerank.{key}": getattr(rerank, key) for key in ("depth", "max_length", "both_orders")}
+        made |= {f"rerank.{key}": getattr(rerank, key) for key in ("depth", "max_length", "precision", "both_orders")}
         for reference in section.bases or [section.base]:
             made |= self.site.model_input(Model("outside", reference))
         inputs = self.site.inputs("data", "retrieve")
@@ -154,7 +154,7 @@ class Making:
         if place in self.site.plan.filters:
             made |= self.site.model_input(self.site.plan.filters[place])
             rerank = self.site.experiment.rerank or RerankSection()
-            made |= {f"rerank.{key}": getattr(rerank, key) for key in ("max_length", "both_orders")}
+            made |= {f"rerank.{key}": getattr(rerank, key) for key in ("max_length", "precision", "both_orders")}
         return made
 
     def _mine(self, out: Path) -> list[str]:
@@ -181,9 +181,15 @@ class Making:
         return section
 
     def _teacher(self, reference: Path) -> PairScorer:
-        """A model's scores as a filter reads them, kept: as `rerank` would score, but always in its reference fp32."""
-        rerank, cache = self.site.experiment.rerank or RerankSection(), self.site.folder.cache
-        plain = CachedScorer(reference, cache=cache, device=self.site.experiment.device, max_length=rerank.max_length)
+        """A model's scores as a filter reads them, kept: as `rerank` would score, but judged without dev's labels."""
+        rerank = self.site.experiment.rerank or RerankSection()
+        plain = CachedScorer(
+            reference,
+            cache=self.site.folder.cache,
+            device=self.site.experiment.device,
+            max_length=rerank.max_length,
+            precision=rerank.precision,
+        )
         scorer = both_orders(plain) if rerank.both_orders else plain
         collection = self.site.boxes.collection
 

@@ -105,8 +105,10 @@ class Merging:
             device=self.site.experiment.device,
             max_length=rerank.max_length,
             general_length=general.max_length if general else rerank.max_length,
-            precision=rerank.precision,
+            # Calibrating int8 anew for every weight would cost more than it saves.
+            precision="balanced" if rerank.precision == "fast" else rerank.precision,
             both_orders=rerank.both_orders,
+            labels=self.site.guard_labels(),
             probe=self._probe(),
         )
 

@@ -32,7 +32,7 @@ def rerank(collection: Collection, run: Run, scorer: TextScorer, *, depth: int) 
     if not np.isfinite(scores).all():
         raise ModelError(
             f"{int((~np.isfinite(scores)).sum())} of {len(scores)} scores are not finite",
-            hint="check the model's weights, or precision: fp32",
+            hint="check the model's weights, or precision: exact",
         )
     reranked: dict[str, dict[str, float]] = {query: {} for query in run.rankings}
     for (query, document), score in zip(ids, scores.tolist(), strict=True):

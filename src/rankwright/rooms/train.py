@@ -8,11 +8,8 @@ of the last weights. It does not know where groups come from, how arms are compa
 
 from __future__ import annotations
 
-import json
 import math
-import re
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,14 +18,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rankwright.core import Group
-from rankwright.errors import ConfigError, DataError, ModelError
-from rankwright.sections import Training
-from rankwright.toolbox import checkpoint, engine, losses
+from rankwright.errors import DataError, ModelError
+from rankwright.sections import Training, read_memory
+from rankwright.toolbox import checkpoint, engine, exits, footprint, losses
+from rankwright.toolbox.active import ActiveRows
 from rankwright.toolbox.device import choose_device, choose_precision
 from rankwright.toolbox.devset import DevSet as DevSet
-from rankwright.toolbox.model import Reranker, model_card
+from rankwright.toolbox.engine import packed
+from rankwright.toolbox.engine.forward import forward_tokens
+from rankwright.toolbox.engine.pairs import Tokens
+from rankwright.toolbox.grouped import TextTokens, longest_draws, pad_groups, pairs_of
+from rankwright.toolbox.model import Reranker
 from rankwright.toolbox.progress import bar, say
 from rankwright.toolbox.schedule import Schedule, count_pairs
+from rankwright.toolbox.trainable import parameter_groups, with_lora
+from rankwright.toolbox.trained import Trained as Trained
+from rankwright.toolbox.trained import card
+from rankwright.toolbox.traininglog import TrainingLog
 
 if TYPE_CHECKING:
     import torch
@@ -63,7 +69,12 @@ class Workbench:
 
 @dataclass
 class State:
-    """The counters that a checkpoint carries."""
+    """The counters that a checkpoint carries.
+
+    `micro` groups are in memory at a time, and `checkpointing` says whether layers are computed anew: both decide the
+    order of sums and the draws of dropout, so a training that goes on keeps them whatever memory is free by then.
+    `rounded` says whether the linear layers round as int8 scoring does, and `best` was measured so.
+    """
 
     step: int = 0
     best: float = -math.inf
@@ -74,38 +85,10 @@ class State:
     flat: int = 0
     stopped: bool = False
     log_bytes: int = 0
+    micro: int = 0
+    checkpointing: bool = False
+    rounded: bool = False
     recent: list[int] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What came of a training."""
-
-    model: Path
-    steps: int
-    planned: int
-    kept_step: int
-    dev: float | None
-    dev_before: float | None
-    precision: str
-    fallbacks: int
-    notes: list[str] = field(default_factory=list)
-    averaged: tuple[int, ...] = ()
-    """The steps whose mean was kept; empty where one checkpoint was."""
-
-    @property
-    def kept(self) -> str:
-        """Which weights were kept, in words."""
-        if self.averaged:
-            return f"the mean of steps {', '.join(map(str, self.averaged))}"
-        return f"step {self.kept_step}"
-
-    def lines(self) -> list[str]:
-        """What happened, for the terminal."""
-        told = f"{self.steps} of {self.planned} steps; kept {self.kept}"
-        if self.dev is not None and self.dev_before is not None:
-            told += f", dev {self.dev_before:.4f} -> {self.dev:.4f}"
-        return [told]
 
 
 def train(
@@ -136,13 +119,23 @@ class _Loop:
         self.base = base
         pairs = count_pairs(groups, section.sample)
         self.plan = Schedule.of(len(groups), section, pairs=pairs, watching=dev is not None)
+        self.rounds_after = self.plan.steps - math.ceil(section.rounded_share * self.plan.steps)
         self.checkpoints = bench.folder / "checkpoints"
-        self.log = _Log(bench.folder)
+        self.log = TrainingLog(bench.folder)
         self.state = State()
         self.notes: list[str] = []
+        self.active: ActiveRows | None = None
+        self.tap: packed.Tap | None = None
         self.loss = losses.combine(section.loss, temperature=section.kl_temperature)
 
     def run(self) -> Trained:
+        try:
+            return self._run()
+        finally:
+            if self.active:
+                self.active.close()
+
+    def _run(self) -> Trained:
         self._prepare()
         self._go_on_or_begin()
         with bar(f"train {self.bench.title}", self.plan.steps, "steps") as advance:
@@ -168,14 +161,14 @@ class _Loop:
         self.reranker = Reranker.start(self.base, seed=self.seed, device=device, max_length=self.section.max_length)
         if self.reranker.new_head:
             self._note(f"{self.bench.title}: {self.base} is a plain encoder; it gets a new head")
+        self._read_texts()
         model: Any = self.reranker.model
         if self.section.lora:
-            model = _with_lora(model, self.section, self.seed)
-        if self.section.gradient_checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        optimizer = torch.optim.AdamW(
-            _parameter_groups(model, self.section), lr=self.section.learning_rate, fused=device != "mps"
-        )
+            model = with_lora(model, self.section, self.seed)
+        parameters = parameter_groups(model, self.section)
+        if self.section.exit:
+            parameters += exits.attach(model, self.section.exit)
+        optimizer = torch.optim.AdamW(parameters, lr=self.section.learning_rate, fused=device != "mps")
         self.rates = [group["lr"] for group in optimizer.param_groups]
         AcceleratorState._reset_state(True)  # it is global: a second training may want another precision
         mixed = "no" if self.precision == "fp32" else self.precision
@@ -183,15 +176,49 @@ class _Loop:
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         self.device = str(self.accelerator.device)
 
+    def _read_texts(self) -> None:
+        """Encode all texts once, and leave in the word embedding the rows that they use."""
+        orders = [False, True] if self.section.both_orders else [False]
+        pairs = [pair for turned in orders for pair in pairs_of(self.groups, [turned] * len(self.groups))]
+        watched = self.dev.pairs if self.dev else []
+        self.texts = TextTokens(self.reranker.tokenizer, self.reranker.max_length, [*pairs, *watched])
+        self.active = ActiveRows.of(self.reranker.model, self.texts.used(), self.reranker.source)
+        if self.active:
+            rows, size = len(self.active.rows), self.active.size
+            self._note(f"{self.bench.title}: the texts use {rows} of {size} tokens; the others' embeddings stay as is")
+
+    def _choose_micro(self) -> None:
+        """How many groups are in memory at a time: `batch`, unless the budget has no room for them."""
+        self.model.train()
+        model = self._bare()
+        self._round(on=self.section.rounded_share > 0)  # which takes more memory in bf16
+        cost = footprint.measure(self._logits, model, self.texts.tokens)
+        self._round(on=False)
+        room = footprint.room(model, self.device, read_memory(self.section.memory))
+        lengths = longest_draws(self.texts, self.groups, self.section.sample)
+        can, must = bool(model.supports_gradient_checkpointing), self.section.gradient_checkpointing
+        choice = footprint.choose(cost, lengths, self.section.batch, room, may=can, must=must)
+        self.state.micro = choice.groups
+        if choice.checkpointing:
+            self._checkpoint_layers()
+        self._note(f"{self.bench.title}: {choice.said(self.section.batch, room, self.section.memory)}")
+
+    def _checkpoint_layers(self) -> None:
+        self._bare().gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        self.state.checkpointing = True
+
     def _go_on_or_begin(self) -> None:
         import torch
 
         there = checkpoint.newest(self.checkpoints)
         if there:
             self._load(there)
+            if self.state.checkpointing:
+                self._checkpoint_layers()
             self.log.cut(self.state.log_bytes)
             self._note(f"{self.bench.title}: goes on from step {self.state.step} of {self.plan.steps}")
             return
+        self._choose_micro()
         torch.manual_seed(self.seed)
         self.log.cut(0)
         if self.dev:
@@ -202,21 +229,15 @@ class _Loop:
         """One optimiser step over `batch` x `accumulate` groups, counted as one batch exactly."""
         import torch
 
+        if self.state.step >= self.rounds_after and not self.state.rounded:
+            self._begin_rounding()
         chosen = self.plan.groups_of(self.state.step, self.groups, self.section, self.seed)
         swapped = self.plan.swaps_of(self.state.step, self.section, self.seed)
         for rate, parameters in zip(self.rates, self.optimizer.param_groups, strict=True):
             parameters["lr"] = rate * self.plan.rate(self.state.step, self.section) * 0.5**self.state.fallbacks
-        self.model.train()
-        parts, total = [], 0.0
-        for start in range(0, len(chosen), self.section.batch):
-            micro = chosen[start : start + self.section.batch]
-            tensors = self._forward(micro, swapped[start : start + self.section.batch])
-            loss = self.loss(*tensors)[0] / len(chosen)  # all groups of the step, counting or not: known beforehand
-            self.accelerator.backward(loss)
-            total += float(loss.detach())
-            parts.append([tensor.detach() for tensor in tensors])
+        total, parts = self._gradients(chosen, swapped)
         if self.section.clip:
-            self.accelerator.clip_grad_norm_(self.model.parameters(), self.section.clip)
+            self.accelerator.clip_grad_norm_(list(exits.own_parameters(self.model)), self.section.clip)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.state.step += 1
@@ -225,14 +246,62 @@ class _Loop:
         rate = float(self.optimizer.param_groups[0]["lr"])
         self.log.write({"step": self.state.step, "loss": total, "lr": rate, "spread": spread})
 
+    def _gradients(self, chosen: Sequence[Group], swapped: Sequence[bool]) -> tuple[float, list[list[torch.Tensor]]]:
+        """The step's loss and tensors, its gradients in place; begun anew with less at a time where memory runs out."""
+        random = checkpoint.random_state()
+        while True:
+            try:
+                return self._accumulated(chosen, swapped)
+            except RuntimeError as error:
+                if not footprint.out_of_memory(error):
+                    raise
+            self._take_less()  # outside of the except, whose traceback holds on to the tensors
+            checkpoint.set_random_state(random)
+
+    def _accumulated(self, chosen: Sequence[Group], swapped: Sequence[bool]) -> tuple[float, list[list[torch.Tensor]]]:
+        self.model.train()
+        parts, total = [], 0.0
+        for batch in range(0, len(chosen), self.section.batch):
+            end = min(batch + self.section.batch, len(chosen))
+            for start in range(batch, end, self.state.micro):
+                part = slice(start, min(start + self.state.micro, end))
+                tensors = self._forward(chosen[part], swapped[part])
+                loss = self.loss(*tensors)[0] / len(chosen)  # all groups, counting or not: known beforehand
+                self.accelerator.backward(loss + self._exit_loss(tensors) / len(chosen))
+                total += float(loss.detach())
+                parts.append([tensor.detach() for tensor in tensors])
+        return total, parts
+
+    def _take_less(self) -> None:
+        """After memory ran out: half as many groups at a time, or, of one, its layers computed anew."""
+        self.optimizer.zero_grad()
+        footprint.release(self.device)
+        where = f"{self.bench.title}: out of memory in step {self.state.step + 1}"
+        if self.state.micro > 1:
+            self.state.micro = footprint.halved(self.state.micro)
+            self._note(f"{where}; from here on {self.state.micro} groups at a time, and steps as large as before")
+        elif not self.state.checkpointing and self._bare().supports_gradient_checkpointing:
+            self._checkpoint_layers()
+            self._note(f"{where} with one group; from here on layers are computed anew (gradient checkpointing)")
+        else:
+            raise ModelError(
+                "out of memory: not even one group has room", hint="a smaller max_length, fewer negatives, or lora"
+            )
+
     def _forward(self, groups: Sequence[Group], swapped: Sequence[bool]) -> tuple[torch.Tensor, ...]:
         """Scores, labels, mask, teacher and weights of some groups, each (groups, width of the widest)."""
-        pairs = _pairs(groups, swapped)
-        encoded = engine.encode(self.reranker.tokenizer, pairs, self.reranker.max_length)
-        logits = engine.forward(
-            self.model, self.reranker.tokenizer, encoded, device=self.device, precision="fp32"
-        )  # accelerate has wrapped the model in its own autocast
-        return pad_groups(groups, logits)
+        return pad_groups(groups, self._logits(self.texts.of(pairs_of(groups, swapped))))
+
+    def _exit_loss(self, tensors: Sequence[torch.Tensor]) -> torch.Tensor | float:
+        """What the exit head learns from the pass just made: a graph of its own, apart from the model's."""
+        return exits.loss(self._bare(), self.tap, tensors[0], tensors[2]) if self.tap else 0.0
+
+    def _logits(self, tokens: Tokens) -> torch.Tensor:
+        """Logits (count,), with their graph."""
+        pad, options = self.reranker.pad_id, {}
+        if self.section.exit and self.model.training:
+            self.tap = options["tap"] = packed.Tap(self.section.exit)
+        return forward_tokens(self._bare(), tokens, pad_id=pad, device=self.device, precision=self.precision, **options)
 
     def _note_flatness(self, loss: float, spread: float, parts: Sequence[Sequence[torch.Tensor]]) -> None:
         """Count the steps in a row that look collapsed: one score for all candidates, and the loss at chance."""
@@ -278,7 +347,8 @@ class _Loop:
         patience = self.section.dev.patience if self.section.dev else None
         each = _rounded(values)  # what an interval of best against last needs
         self.log.write({"step": self.state.step, "dev": {self.dev.metric: value}, "kept": kept, "values": each})
-        if patience is not None and self.state.stale >= patience:
+        begun = self.state.rounded or not self.section.rounded_share  # else it would stop before it has
+        if patience is not None and self.state.stale >= patience and begun:
             self.state.stopped = True
             self._note(
                 f"{self.bench.title}: stopped at step {self.state.step}, {self.state.stale} evaluations "
@@ -286,8 +356,38 @@ class _Loop:
             )
 
     def _score(self, pairs: Sequence[tuple[str, str]]) -> NDArray[np.float32]:
-        tokenizer, length = self.reranker.tokenizer, self.reranker.max_length
-        return engine.score(self._bare(), tokenizer, pairs, max_length=length, precision=self.precision)
+        """The logits of dev pairs, float32 (len(pairs),), in windows so that their length is level."""
+        import torch
+
+        self.model.eval()
+        with torch.inference_mode():
+            windows = [pairs[start : start + engine.WINDOW] for start in range(0, len(pairs), engine.WINDOW)]
+            found = [self._logits(self.texts.of(window)).cpu().numpy() for window in windows]
+        return np.concatenate(found)
+
+    def _begin_rounding(self) -> None:
+        """From here on linear layers round as int8 scoring does; the best checkpoint is measured anew under it."""
+        self._round(on=True)
+        self.state.rounded = True
+        self._note(f"{self.bench.title}: after step {self.state.step} it sees the rounding of int8 scoring")
+        if not self.dev:
+            return
+        model, before = self._bare(), self.state.best
+        present = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        checkpoint.load_best(self.checkpoints, self.state.best_step, model)
+        scores = self._score(self.dev.pairs)
+        model.load_state_dict(present)
+        self.state.best = float(np.mean(self.dev.values(lambda pairs: scores)))
+        self.state.alone = float(np.mean(self.dev.reranked(lambda pairs: scores)))
+        self.state.stale = 0
+        told = {"best_step": self.state.best_step, "before": before, "rounded_dev": {self.dev.metric: self.state.best}}
+        self.log.write({"step": self.state.step, **told})
+
+    def _round(self, *, on: bool) -> None:
+        if self.section.rounded_share:
+            from rankwright.toolbox import rounding
+
+            rounding.switch(self._bare(), on=on)
 
     def _fall_back(self) -> None:
         """Back to the last checkpoint that was not flat, with half the learning rate, at most twice."""
@@ -314,7 +414,11 @@ class _Loop:
         checkpoint.forget_recent(self.checkpoints, but=self.state.recent)
 
     def _load(self, there: Path) -> None:
+        before = self.state
         self.state = State(**checkpoint.load(there, self._bare(), self.optimizer))
+        if before.micro:  # gone back, perhaps to a time before memory ran out
+            self.state.micro, self.state.checkpointing = min(before.micro, self.state.micro), before.checkpointing
+        self._round(on=self.state.rounded)
 
     def _bare(self) -> Any:
         # With its autocast: taking that off takes it off the model in training too.
@@ -337,7 +441,13 @@ class _Loop:
                 where=str(self.bench.folder),
                 hint="a smaller learning_rate, or precision: fp32",
             )
+        self._round(on=False)
         model = self._bare()
+        del self.optimizer
+        self.accelerator.free_memory()  # before the whole table is back
+        if self.active:
+            self.active.restore()
+        head = exits.detach(model, self.section.exit) if self.section.exit else None
         self.reranker.model = model.merge_and_unload() if self.section.lora else model
         kept = self.state.best_step if best and not averaged else self.state.step
         measured = [value for record in self.log.records() for value in record.get("dev", {}).values()]
@@ -353,7 +463,7 @@ class _Loop:
             notes=self.notes,
             averaged=averaged,
         )
-        self.reranker.save(trained.model, card=_card(self.bench.title, self.base, self.section, trained))
+        self.reranker.save(trained.model, card=card(self.bench.title, self.base, self.section, trained), head=head)
         self.log.to_tensorboard()
         return trained
 
@@ -378,135 +488,5 @@ class _Loop:
         say(text)
 
 
-def pad_groups(groups: Sequence[Group], logits: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Lay flat logits (pairs,) out as the five tensors of a loss, of shape (groups, widest), on logits' device."""
-    import torch
-
-    widths = torch.tensor([len(group) for group in groups], device=logits.device)
-    mask = torch.arange(int(widths.max()), device=logits.device)[None, :] < widths[:, None]
-    flat_labels = [label for group in groups for label in group.labels]
-    flat_teacher = [score for group in groups for score in group.teacher]
-    flat_weights = [weight for group in groups for weight in group.weights]
-
-    def laid(values: torch.Tensor, filling: float) -> torch.Tensor:
-        return torch.full(mask.shape, filling, device=logits.device, dtype=values.dtype).masked_scatter(mask, values)
-
-    labels = laid(torch.tensor(flat_labels, device=logits.device), 0)
-    teacher = laid(torch.tensor(flat_teacher, device=logits.device, dtype=torch.float32), float("nan"))
-    weights = laid(torch.tensor(flat_weights, device=logits.device, dtype=torch.float32), 1.0)
-    return laid(logits, 0.0), labels, mask, teacher, weights
-
-
-class _Log:
-    """`log.jsonl`: one record a line, cut back to the checkpoint's length when a training goes on."""
-
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self.folder = folder
-        self.path = folder / "log.jsonl"
-        self.path.touch()
-
-    @property
-    def size(self) -> int:
-        return self.path.stat().st_size
-
-    def cut(self, size: int) -> None:
-        with self.path.open("r+b") as file:
-            file.truncate(size)
-
-    def write(self, record: Mapping[str, Any]) -> None:
-        """Add a record; a number that is not finite becomes null, since JSON has none of its kind."""
-        numbers = {name: value for name, value in record.items() if isinstance(value, float)}
-        lost = {name: None for name, value in numbers.items() if not math.isfinite(value)}
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({**record, **lost}, allow_nan=False) + "\n")
-
-    def records(self) -> Iterator[dict[str, Any]]:
-        for line in self.path.read_text(encoding="utf-8").splitlines():
-            yield json.loads(line)
-
-    def to_tensorboard(self) -> None:
-        """The same records for TensorBoard. Written from the log at the end, so that a resumed training has no gap."""
-        from tensorboardX import SummaryWriter
-
-        shutil.rmtree(self.folder / "tensorboard", ignore_errors=True)
-        with SummaryWriter(str(self.folder / "tensorboard")) as writer:
-            for record in self.records():
-                values = {name: value for name, value in record.items() if isinstance(value, float)}
-                for kind in ("dev", "averaged_dev"):
-                    values |= {f"{kind}/{name}": value for name, value in record.get(kind, {}).items()}
-                for name, value in values.items():
-                    writer.add_scalar(name, value, record["step"])
-
-
-def _with_lora(model: Any, section: Training, seed: int) -> Any:
-    """The model with low-rank adapters beside its encoder's linear layers; the head is trained in full.
-
-    Raises:
-        ConfigError: the model has none of the layers in `lora.targets`.
-    """
-    import torch
-    from peft import LoraConfig, get_peft_model
-
-    assert section.lora
-    encoder = model.base_model_prefix
-    head = [name for name, part in model.named_children() if name != encoder and list(part.parameters())]
-    config = LoraConfig(
-        task_type="SEQ_CLS",
-        r=section.lora.rank,
-        lora_alpha=section.lora.alpha,
-        lora_dropout=section.lora.dropout,
-        target_modules=section.lora.targets,
-        modules_to_save=head,
-        exclude_modules=rf"({'|'.join(map(re.escape, head))})(\..*)?",
-    )
-    linear = {name.rpartition(".")[2] for name, part in model.named_modules() if isinstance(part, torch.nn.Linear)}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        try:
-            return get_peft_model(model, config)
-        except ValueError:
-            message = f"lora.targets: the model has no layer {' or '.join(section.lora.targets)}"
-            raise ConfigError(message, hint=f"its linear layers: {', '.join(sorted(linear))}") from None
-
-
-def _parameter_groups(model: Any, section: Training) -> list[dict[str, Any]]:
-    """No weight decay on biases and norms; the head (all outside the encoder) may have a rate of its own."""
-    encoder = f"{model.base_model_prefix}."
-    found: dict[tuple[float, float], list[Any]] = {}
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        decay = 0.0 if parameter.ndim < 2 else section.weight_decay
-        head = not name.removeprefix("base_model.model.").startswith(encoder)  # the prefix is peft's
-        rate = section.head_learning_rate if head and section.head_learning_rate else section.learning_rate
-        found.setdefault((rate, decay), []).append(parameter)
-    return [{"params": params, "lr": rate, "weight_decay": decay} for (rate, decay), params in found.items()]
-
-
-def _pairs(groups: Sequence[Group], swapped: Sequence[bool]) -> list[tuple[str, str]]:
-    """Each group's (query, document), or (document, query) where it is swapped."""
-    return [
-        (document, group.query) if turned else (group.query, document)
-        for group, turned in zip(groups, swapped, strict=True)
-        for document in group.documents
-    ]
-
-
 def _rounded(values: NDArray[np.float64]) -> list[float]:
     return [round(own, 6) for own in values.tolist()]
-
-
-def _card(name: str, base: str | Path, section: Training, trained: Trained) -> str:
-    loss = " + ".join(f"{weight:g} x {term}" for term, weight in section.loss.items())
-    lines = [
-        f"A cross-encoder reranker, trained by rankwright from `{Path(str(base)).name}`.",
-        "",
-        f"* loss: {loss}; learning rate {section.learning_rate:g}; {trained.precision}",
-        f"* kept {trained.kept} of {trained.planned} planned",
-    ]
-    if trained.dev is not None and section.dev:
-        lines.append(
-            f"* {section.dev.metric} on dev candidates: {trained.dev_before:.4f} before, {trained.dev:.4f} after"
-        )
-    return model_card(name, Path(str(base)).name, lines)

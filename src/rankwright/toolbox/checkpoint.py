@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import torch
 
 Counters = dict[str, Any]
+RandomState = dict[str, Any]
 
 
 def save(folder: Path, step: int, model: torch.nn.Module, optimizer: torch.optim.Optimizer, counters: Counters) -> None:
@@ -35,7 +36,7 @@ def save(folder: Path, step: int, model: torch.nn.Module, optimizer: torch.optim
     shutil.rmtree(made, ignore_errors=True)
     made.mkdir(parents=True)
     save_model(model, str(made / "weights.safetensors"))
-    torch.save({"optimizer": optimizer.state_dict(), "random": _random_state()}, made / "state.pt")
+    torch.save({"optimizer": optimizer.state_dict(), "random": random_state()}, made / "state.pt")
     (made / "state.json").write_text(json.dumps(counters))
     before = [_place(other) for other in folder.glob("step-*")]
     again = 1 + max((number for saved, number in before if saved == step), default=-1)
@@ -59,9 +60,7 @@ def load(checkpoint: Path, model: torch.nn.Module, optimizer: torch.optim.Optimi
     load_model(model, str(checkpoint / "weights.safetensors"), device=str(next(model.parameters()).device))
     state = torch.load(checkpoint / "state.pt", map_location="cpu", weights_only=True)
     optimizer.load_state_dict(state["optimizer"])
-    torch.set_rng_state(state["random"]["cpu"])
-    if "cuda" in state["random"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["random"]["cuda"])
+    set_random_state(state["random"])
     counters: Counters = json.loads((checkpoint / "state.json").read_text())
     return counters
 
@@ -147,10 +146,24 @@ def _place(checkpoint: Path) -> tuple[int, int]:
     return int(step), int(again[0]) if again else 0
 
 
-def _random_state() -> dict[str, Any]:
+def random_state() -> RandomState:
+    """Where torch's random generators stand, on every device."""
     import torch
 
-    state: dict[str, Any] = {"cpu": torch.get_rng_state()}
+    state: RandomState = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state_all()
+    if torch.backends.mps.is_available():
+        state["mps"] = torch.mps.get_rng_state()
     return state
+
+
+def set_random_state(state: RandomState) -> None:
+    """Put the generators back where they stood."""
+    import torch
+
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])
+    if "mps" in state and torch.backends.mps.is_available():
+        torch.mps.set_rng_state(state["mps"])

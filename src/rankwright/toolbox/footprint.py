@@ -153,8 +153,8 @@ def room(model: Any, device: str, budget: float | None) -> float:
     parameters = list(model.parameters())
     states = 3 * sum(own.numel() * own.element_size() for own in parameters if own.requires_grad)
     if budget is None:
-        return SHARE * free_bytes(device) - states
-    return budget - states - sum(own.numel() * own.element_size() for own in parameters)
+        return float(SHARE * free_bytes(device) - states)
+    return float(budget - states - sum(own.numel() * own.element_size() for own in parameters))
 
 
 def release(device: str) -> None:

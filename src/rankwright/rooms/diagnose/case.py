@@ -137,8 +137,8 @@ class Case:
     `depth`: so many candidates were reranked. `collection` holds texts and the qrels of all splits (its documents and
     queries may be empty); `train_run` the retriever's candidates for training queries; `groups` and `log` what the arm
     was trained on and what its training told; `chosen` what dev chose; `general` per-query values of a general
-    collection before and after training. `score`, `low_precision` and `retriever` score pairs; `tokens` counts a
-    pair's tokens, of which `max_length` are read.
+    collection before and after training. `score` and `retriever` score pairs, and so does `exact`, in fp32, where
+    `score` does not; `tokens` counts a pair's tokens, of which `max_length` are read.
     """
 
     retrieved: Run
@@ -154,7 +154,7 @@ class Case:
     chosen: Chosen | None = None
     general: tuple[Values, Values] | None = None
     score: TextScorer | None = None
-    low_precision: TextScorer | None = None
+    exact: TextScorer | None = None
     retriever: PairScorer | None = None
     tokens: Callable[[Sequence[tuple[str, str]]], NDArray[np.int64]] | None = None
     max_length: int = 512

@@ -98,14 +98,14 @@ def ties(case: Case) -> Finding:
     reading = f"{equal:,} of {pairs:,} neighbours in the top {_TOP} have equal scores"
     taus = _taus(case, lists)
     if taus is None:
-        reading += "; precision was not compared, for want of texts and both scorers"
+        reading += "; precision was not compared: scores are fp32, or texts or scorers are wanting"
     elif not len(taus):
         reading += "; precision was not compared, for every query's scores are all equal"
     else:
         numbers.append(case.mean("H11.tau", taus))
         reading += f"; low precision orders {len(taus)} queries as fp32 does with Kendall's tau {taus.mean():.4f}"
     fires = any(number.bad for number in numbers)
-    return told(finding, fires, tuple(numbers), f"{reading}.", "rerank: {precision: fp32}")
+    return told(finding, fires, tuple(numbers), f"{reading}.", "rerank: {precision: exact}")
 
 
 def _neighbours(case: Case, lists: Lists) -> tuple[int, int]:
@@ -125,7 +125,7 @@ def _neighbours(case: Case, lists: Lists) -> tuple[int, int]:
 
 def _taus(case: Case, lists: Lists) -> Values | None:
     """Kendall's tau of each sampled query; None without texts or scorers."""
-    if case.score is None or case.low_precision is None or not _has_texts(case):
+    if case.score is None or case.exact is None or not _has_texts(case):
         return None
     from scipy.stats import kendalltau
 
@@ -133,7 +133,7 @@ def _taus(case: Case, lists: Lists) -> Values | None:
     for row in _sample(lists, _TAU_QUERIES, case.rng("H11.queries")):
         pairs = _pairs(case, lists, [row])
         if len(pairs) > 1:
-            taus.append(float(kendalltau(_scored(case.low_precision, pairs), _scored(case.score, pairs)).statistic))
+            taus.append(float(kendalltau(_scored(case.score, pairs), _scored(case.exact, pairs)).statistic))
     found = np.array(taus, dtype=np.float64)
     kept: Values = found[~np.isnan(found)]
     return kept
