@@ -122,6 +122,7 @@ def test_no_more_than_two_windows_are_read_ahead(reranker, file, tmp_path, monke
     monkeypatch.setattr(PairFile, "__iter__", watched)
     room.score(reranker, file, tmp_path / "out", room.Options(**SHARD))
     assert (len(ahead), max(ahead)) == (120, 16)
+    assert read(tmp_path / "out")["row"] == list(range(120))
 
 
 # --------------------------------------------------------------------------------------------------- stopped, gone on
@@ -167,11 +168,16 @@ def test_what_is_all_there_loads_no_model_and_changes_nothing(reranker, file, wh
     assert content(whole) == before
 
 
-@pytest.mark.parametrize("damage", ["gone", "cut"])
+@pytest.mark.parametrize("damage", ["gone", "cut", "short"])
 def test_a_shard_that_is_gone_or_damaged_is_computed_again(damage, reranker, file, whole):
     before = content(whole)
     shard = whole / "scores-00001.parquet"
-    shard.unlink() if damage == "gone" else os.truncate(shard, shard.stat().st_size // 2)
+    if damage == "gone":
+        shard.unlink()
+    elif damage == "cut":
+        os.truncate(shard, shard.stat().st_size // 2)
+    else:
+        pyarrow.parquet.write_table(pyarrow.parquet.read_table(shard).slice(0, 39), shard)
     assert rw.score_pairs(reranker, file, whole, SHARD).scored == 40
     assert content(whole) == before
 
