@@ -157,6 +157,13 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def found(options: argparse.Namespace) -> dict[str, str]:
+    """The peers' environments: name -> its Python."""
+    there = {name: str(options.work / name / "bin/python") for name in PEERS}
+    there = {name: python for name, python in there.items() if Path(python).exists()}
+    return there | dict(pair.split("=", 1) for pair in options.peers_python)
+
+
 def _words(text: str) -> list[str]:
     return [word for word in text.split(",") if word]
 
@@ -165,10 +172,9 @@ def main() -> None:
     options = arguments()
     options.work = options.work.absolute()
     options.work.mkdir(parents=True, exist_ok=True)
-    there = {name: str(options.work / name / "bin/python") for name in PEERS}
-    there = {name: python for name, python in there.items() if Path(python).exists()}
-    options.pythons = there | dict(pair.split("=", 1) for pair in options.peers_python)
+    options.pythons = found(options)
     lines = PARTS[options.part](options)
+    options.pythons = found(options)  # `peers` has made some
     missing = [name for name in PEERS if name not in options.pythons]
     print(*lines, "", *environment(options.pythons), sep="\n")
     if missing and options.part != "start":

@@ -19,6 +19,7 @@ from rankwright.toolbox.formats import READERS
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 RECIPE_PAGE = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+ENGINE_PAGE = (ROOT / "docs" / "engine.md").read_text(encoding="utf-8")
 ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 CODE = re.findall(r"`([^`\n]+)`", README) + re.findall(r"^    (\w.*)$", README, re.MULTILINE)
 """What README sets as code: within a line, or indented."""
@@ -55,7 +56,7 @@ def test_every_key_has_a_description_on_the_page():
 
 @pytest.mark.parametrize("name", list(commands()))
 def test_readme_names_every_command(name):
-    assert any(re.match(rf"(rankwright )?{name}( FILE| RUN| DATA|$)", code) for code in CODE)
+    assert any(re.match(rf"(rankwright )?{name}( FILE| RUN| DATA| MODEL|$)", code) for code in CODE)
 
 
 def test_readme_names_no_command_that_is_not_there():
@@ -89,7 +90,7 @@ def test_the_example_in_readme_loads_and_fits_together(tmp_path):
     assert list(Plan.of(load_experiment(path)).arms) == ["base", "finetuned", "merged"]
 
 
-@pytest.mark.parametrize("text", [*blocks("yaml"), *blocks("yaml", RECIPE_PAGE)])
+@pytest.mark.parametrize("text", [*blocks("yaml"), *blocks("yaml", RECIPE_PAGE), *blocks("yaml", ENGINE_PAGE)])
 def test_every_example_of_a_recipe_loads_and_fits_together(text, tmp_path):
     path = tmp_path / "example.yaml"
     rest = "" if "retrieve:" in text else "data: {source: 'seealso:'}\nretrieve: {dense: {kind: dense}}\n"
@@ -121,7 +122,10 @@ def test_the_python_in_readme_uses_names_that_exist():
 
 def test_links_lead_to_files():
     diagnose = (ROOT / "docs" / "diagnose.md").read_text(encoding="utf-8")
-    for page, folder in ((README, ROOT), *((own, ROOT / "docs") for own in (ARCHITECTURE, RECIPE_PAGE, diagnose))):
+    for page, folder in (
+        (README, ROOT),
+        *((own, ROOT / "docs") for own in (ARCHITECTURE, RECIPE_PAGE, ENGINE_PAGE, diagnose)),
+    ):
         for target in re.findall(r"\]\(([^)#:]+)\)", page):
             assert (folder / target).is_file(), target
 

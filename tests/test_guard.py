@@ -197,17 +197,6 @@ def test_queries_with_labels_come_first_and_know_their_relevant_documents_that_w
     assert all(ranking.judged is None for ranking in sample.rankings[15:])
 
 
-def test_int8_is_calibrated_on_other_queries_than_it_is_compared_on():
-    sample = Sample.of(run_of(60, 20))
-    assert len(sample.rankings) == 50
-    calibrated = {query for query, _ in sample.calibration}
-    assert len(calibrated) == 10
-    assert not calibrated & {ranking.query for ranking in sample.rankings}
-    few = Sample.of(run_of(32, 20))
-    assert len(few.rankings) == 30  # too few to set ten aside
-    assert len(few.calibration) == 200
-
-
 def test_a_run_pays_for_a_sample_from_four_times_its_size():
     assert Sample.of(run_of(120, 20)).worth  # 30 x 20 of 2,400
     assert not Sample.of(run_of(119, 20)).worth

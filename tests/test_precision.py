@@ -23,7 +23,7 @@ class Way:
     off: float = 0.0
     noise: float = 0.0
 
-    def build(self, reranker, sample):
+    def build(self, reranker):
         def score(pairs):
             shifts = [np.random.default_rng([*document.encode()]).normal() for _, document in pairs]
             scores = reranker.score(pairs, precision="exact")
@@ -37,7 +37,7 @@ def ladder(monkeypatch):
     """A machine with two faster ways, the first of them bad, and samples small enough for the tiny experiment."""
     ways = [Way("int8", noise=9.0), Way("bf16", off=100.0), Way("torch fp32")]
     monkeypatch.setattr("rankwright.toolbox.scorer.backends", lambda word, device, cache: ways)
-    for name, value in {"QUERIES": 5, "CALIBRATION": 1, "RATIO": 1, "_FEWEST": 5}.items():
+    for name, value in {"QUERIES": 5, "RATIO": 1, "_FEWEST": 5}.items():
         monkeypatch.setattr(guard, name, value)
     return ways
 

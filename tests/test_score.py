@@ -270,7 +270,7 @@ def ladder(monkeypatch):
 
     monkeypatch.setitem(choose._MAKERS, "made", make)
     monkeypatch.setattr(choose, "_faster", lambda device, cache: ["made int8"])
-    for name, value in {"QUERIES": 10, "CALIBRATION": 1, "RATIO": 1}.items():
+    for name, value in {"QUERIES": 10, "RATIO": 1}.items():
         monkeypatch.setattr(guard, name, value)
     return made
 

@@ -9,7 +9,8 @@ boxes of earlier ones; `workspace` decides whether it must be made.
     base      the site: experiment, plan, run folder, boxes, keys; what a stage is
     making    the stages that make models: data to merge
     merging   the merge, and the sweep that finds its weight
-    judging   the stages that use and judge them: rerank to report
+    reranking the stages that use them: rerank to general
+    judging   the stages that judge: evaluate to report
     answering what the order does to the answers of a language model
     walk      from stage to stage
     status    how far a run folder is

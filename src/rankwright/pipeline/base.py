@@ -6,7 +6,7 @@ what any stage does, nor which comes next.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,9 @@ from rankwright.rooms.retrieve import RetrieveContext, pair_scorer
 from rankwright.sections import Experiment, FuseRetriever, RerankSection, Scoring, Section
 from rankwright.toolbox.engine.guard import Labels
 from rankwright.toolbox.formats import trec
-from rankwright.toolbox.model import Reranker
+from rankwright.toolbox.model import SETTINGS, Reranker, read_settings
 from rankwright.toolbox.scorer import CachedScorer, both_orders
-from rankwright.workspace import MadeOf, RunFolder
+from rankwright.workspace import MadeOf, RunFolder, write_json
 
 ROOMS = (
     *("data", "retrieve", "recipe", "mine", "train", "merge", "rerank", "blend", "general"),
@@ -107,6 +107,18 @@ class Site:
             return labels
         more = trec.read_qrels(section.judged)
         return {query: {**more.get(query, {}), **grades} for query, grades in labels.items()}
+
+    @property
+    def arms(self) -> list[str]:
+        """The arms that are reranked, in their order."""
+        return list(self.plan.arms) if self.experiment.rerank else []
+
+    def keep_with_model(self, model: Model, values: Mapping[str, Any]) -> None:
+        """Add to rankwright.json beside a model of ours: no part of the stage's outputs, nor of the fingerprint."""
+        if model.stage:
+            path = self.boxes.model(model) / SETTINGS
+            before = read_settings(self.boxes.model(model))
+            write_json(path, {**before, **values})
 
     def inputs(self, *stages: str) -> dict[str, Any]:
         """The keys of earlier stages, as parts of what one is made of."""

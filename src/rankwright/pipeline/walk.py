@@ -21,6 +21,7 @@ from rankwright.errors import ConfigError, RankwrightError
 from rankwright.pipeline.base import ROOMS, Outcome, Site, Stage
 from rankwright.pipeline.judging import Judging
 from rankwright.pipeline.making import Making
+from rankwright.pipeline.reranking import Reranking
 from rankwright.plan import Plan
 from rankwright.sections import Experiment
 from rankwright.toolbox.metrics import measure_name
@@ -45,6 +46,7 @@ class Walk:
         _check_metrics(experiment)
         self.site = Site.of(experiment, runs)
         self.making = Making(self.site)
+        self.reranking = Reranking(self.site)
         self.judging = Judging(self.site)
 
     @property
@@ -96,6 +98,7 @@ class Walk:
     def stages(self) -> Iterator[Stage]:
         """All stages of the experiment, in order; which follow is settled as they are asked for."""
         yield from self.making.stages()
+        yield from self.reranking.stages()
         yield from self.judging.stages()
 
     def _until(self, until: str | None) -> Iterator[Stage]:

@@ -2,10 +2,10 @@
 
 Three words say how scores are computed: ``exact`` (fp32), ``balanced`` and ``fast``. For the latter two
 `engine.choose` names the ways that this machine has and `engine.guard` takes the first that agrees with fp32 on a
-sample of the pairs asked for. What was decided stands in the cache, with the pairs that int8 was calibrated on, by the
-model's content, the length, the word, the ways and the versions of the libraries: a resumed run and every later call
-compute as the first did. No timing decides. Scores of each way are a `store.RowStore` of their own, so that no list
-mixes two. The model is loaded only when a pair is missing.
+sample of the pairs asked for. What was decided stands in the cache by the model's content, the length, the word, the
+ways and the versions of the libraries: a resumed run and every later call compute as the first did. No timing decides.
+Scores of each way are a `store.RowStore` of their own, so that no list mixes two. The model is loaded only when a pair
+is missing.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import importlib.metadata
 import json
 import platform
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +37,6 @@ WORDS = ("exact", "balanced", "fast")
 
 _LIBRARIES = ("torch", "transformers", "openvino", "nncf", "onnxruntime")
 _FP32 = "fp32"  # the reference's scores are kept by this word, whatever computes them
-
-
-@dataclass(frozen=True)
-class _Chosen:
-    """A decision, and the pairs that its way is calibrated on."""
-
-    decision: Decision
-    calibration: Sequence[tuple[str, str]] = ()
 
 
 class CachedScorer:
@@ -81,7 +72,7 @@ class CachedScorer:
         if not has_head(self.folder):
             Reranker.load(self.folder)  # raises, and says what to do
         self.fingerprint = fingerprint(self.folder)
-        self._chosen: _Chosen | None = None
+        self._chosen: Decision | None = None
         self._last: Decision | None = None
         self._steps: list[Step] | None = None
         self._reranker: Reranker | None = None
@@ -98,46 +89,43 @@ class CachedScorer:
         if not len(pairs):
             return np.zeros(0, dtype=np.float32)
         keys = content_keys(pairs)
-        chosen = self._choose(pairs, keys)
-        self._last = chosen.decision
-        way = _FP32 if chosen.decision.exact else chosen.decision.backend
-        return self._fill(way, chosen.calibration, pairs, keys, what)
+        self._last = self._choose(pairs, keys)
+        return self._fill(_FP32 if self._last.exact else self._last.backend, pairs, keys, what)
 
     # -------------------------------------------------------------------------------------------------------- choosing
 
-    def _choose(self, pairs: Pairs, keys: Keys) -> _Chosen:
+    def _choose(self, pairs: Pairs, keys: Keys) -> Decision:
         """What was decided before or, by the pairs asked for, is decided now.
 
         All pairs count, known or not: a run that goes on after a kill must not choose by what is left of it.
         """
         if self.word == "exact":
-            return _Chosen(Decision(self.word, _FP32, True, "as asked"))
+            return Decision(self.word, _FP32, True, "as asked")
         self._chosen = self._chosen or self._remembered()
         if self._chosen:
             return self._chosen
         sample = Sample.of(pairs, self.labels)
         names = [step.name for step in self._ladder()]
-        if sample.worth and len(names) > 1 and (self._store(_FP32, ()).find(keys) >= 0).all():
-            return _Chosen(Decision(self.word, names[-1], True, "all these scores are there in fp32"))
-        decision = guard.choose(self.word, names, sample, lambda name, some: self._try(name, sample, some))
-        found = _Chosen(decision, () if decision.exact else sample.calibration)
+        if sample.worth and len(names) > 1 and (self._store(_FP32).find(keys) >= 0).all():
+            return Decision(self.word, names[-1], True, "all these scores are there in fp32")
+        decision = guard.choose(self.word, names, sample, self._try)
         if decision.tried:  # else it says nothing of a larger run
-            self._remember(found)
+            write_json(self._file(), decision.values())
             for line in decision.lines():
                 say(f"{self.folder.name}: {line}")
-            self._chosen = found
+            self._chosen = decision
             self._built = {name: built for name, built in self._built.items() if name == decision.backend}
-        return found
+        return decision
 
-    def _try(self, name: str, sample: Sample, pairs: Pairs) -> NDArray[np.float32] | str:
+    def _try(self, name: str, pairs: Pairs) -> NDArray[np.float32] | str:
         """A way's scores of a sample, kept; or why the way cannot be made."""
         if name == self._ladder()[-1].name:
-            return self._fill(_FP32, (), pairs, content_keys(pairs), "compare, fp32")
+            return self._fill(_FP32, pairs, content_keys(pairs), "compare, fp32")
         try:
-            self._build(name, sample.calibration)
+            self._build(name)
         except ModelError as error:
             return error.message
-        return self._fill(name, sample.calibration, pairs, content_keys(pairs), f"compare, {name}")
+        return self._fill(name, pairs, content_keys(pairs), f"compare, {name}")
 
     def _ladder(self) -> list[Step]:
         if self._steps is None:
@@ -153,53 +141,40 @@ class CachedScorer:
     def _file(self) -> Path:
         return self.cache / "precision" / f"{self._name()}.json"
 
-    def _remembered(self) -> _Chosen | None:
+    def _remembered(self) -> Decision | None:
         """What an earlier call decided; a file that is not there, or damaged, remembers nothing."""
         try:
-            known = json.loads(self._file().read_text(encoding="utf-8"))
-            calibration = [(query, document) for query, texts in known["calibration"] for document in texts]
-            return _Chosen(Decision.read(known["decision"]), calibration)
+            return Decision.read(json.loads(self._file().read_text(encoding="utf-8")))
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
-    def _remember(self, chosen: _Chosen) -> None:
-        lists: dict[str, list[str]] = {}
-        for query, document in chosen.calibration:
-            lists.setdefault(query, []).append(document)
-        write_json(self._file(), {"decision": chosen.decision.values(), "calibration": list(lists.items())})
-
     # --------------------------------------------------------------------------------------------------------- scoring
 
-    def _fill(self, way: str, calibration: Pairs, pairs: Pairs, keys: Keys, what: str) -> NDArray[np.float32]:
-        store = self._store(way, calibration)
+    def _fill(self, way: str, pairs: Pairs, keys: Keys, what: str) -> NDArray[np.float32]:
+        store = self._store(way)
         with bar(what, len(pairs), "pairs") as advance:
             rows = fill(
                 store,
                 keys,
-                lambda positions: self._compute(way, calibration, [pairs[place] for place in positions]),
+                lambda positions: self._build(way)([pairs[place] for place in positions])[:, None],
                 chunk=engine.WINDOW,
                 on_chunk=advance,
             )
         return np.array(store.rows[rows, 0])
 
-    def _compute(self, way: str, calibration: Pairs, pairs: Pairs) -> NDArray[np.float32]:
-        return self._build(way, calibration)(pairs)[:, None]
-
-    def _store(self, way: str, calibration: Pairs) -> RowStore:
-        """The scores of a way. Those of int8 hang on what it was calibrated on."""
-        if way == _FP32:
-            name = content_hash([self.fingerprint, str(self.max_length), _FP32])
-        else:
-            name = content_hash([self._name(), way, *(text for pair in calibration for text in pair)])
+    def _store(self, way: str) -> RowStore:
+        """The scores of a way. Those of fp32 are the same whatever was asked for."""
+        exact = [self.fingerprint, str(self.max_length), _FP32]
+        name = content_hash(exact if way == _FP32 else [self._name(), way])
         if name not in self._stores:
             self._stores[name] = RowStore(self.cache / "scores" / name, width=1)
         return self._stores[name]
 
-    def _build(self, way: str, calibration: Pairs) -> Callable[[Pairs], NDArray[np.float32]]:
+    def _build(self, way: str) -> Callable[[Pairs], NDArray[np.float32]]:
         steps = self._ladder()
         step = steps[-1] if way == _FP32 else next(step for step in steps if step.name == way)
         if step.name not in self._built:
-            self._built[step.name] = step.build(self._loaded(), calibration or None)
+            self._built[step.name] = step.build(self._loaded())
         return self._built[step.name]
 
     def _loaded(self) -> Reranker:

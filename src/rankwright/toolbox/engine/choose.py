@@ -39,8 +39,8 @@ class Step:
     name: str
     make: Callable[[Reranker], engine.Backend]
 
-    def build(self, reranker: Reranker, sample: Pairs | None = None) -> Scorer:
-        """A function of pairs that scores as this way does. No way calibrates, so `sample` is not looked at.
+    def build(self, reranker: Reranker) -> Scorer:
+        """A function of pairs that scores as this way does.
 
         Raises:
             ModelError: the model's family cannot be computed so.

@@ -37,8 +37,6 @@ QUERIES = 30
 """Queries of the first sample."""
 CANDIDATES = 50
 """Candidates of a query that are compared, the first that were asked for."""
-CALIBRATION = 10
-"""Queries kept out of the comparison: int8 is calibrated on them."""
 RATIO = 4
 """So many times the pairs of a sample a run must have, for the sample to be worth its time."""
 
@@ -261,11 +259,10 @@ def _tried(values: Mapping[str, Any]) -> Tried:
 class Sample:
     """A run's lists to compare, in an order of chance that the texts decide, those with labels first.
 
-    `calibration` are pairs of other lists where there are enough; `pairs` counts the whole run.
+    `pairs` counts the whole run.
     """
 
     rankings: tuple[Ranking, ...]
-    calibration: tuple[tuple[str, str], ...]
     pairs: int
 
     @classmethod
@@ -277,11 +274,8 @@ class Sample:
         long = [query for query, documents in lists.items() if len(documents) >= _SHORTEST]
         known = {query: _judged(list(lists[query])[:CANDIDATES], (labels or {}).get(query, {})) for query in long}
         long.sort(key=lambda query: (known[query] is None, text_id("guard" + query), query))
-        drawn = [Ranking(query, tuple(lists[query])[:CANDIDATES], known[query]) for query in long]
-        kept = drawn[-CALIBRATION:]
-        compared = drawn[: max(len(drawn) - CALIBRATION, min(QUERIES, len(drawn)))]
-        calibration = tuple(pair for ranking in kept for pair in ranking.pairs)
-        return cls(tuple(compared), calibration, sum(map(len, lists.values())))
+        drawn = tuple(Ranking(query, tuple(lists[query])[:CANDIDATES], known[query]) for query in long)
+        return cls(drawn, sum(map(len, lists.values())))
 
     @property
     def worth(self) -> bool:

@@ -1,0 +1,216 @@
+"""The stages that use models: rerank, blend, general.
+
+In: the site, with the boxes of `making`. Out: a stage for each that its experiment asks for, with what it is made of
+and how to make it. It does not know whether a stage must be made, how a model came to be, nor what an order is worth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rankwright.core import Qrels, Run, text_id
+from rankwright.errors import ConfigError
+from rankwright.pipeline.base import VERSIONS, Site, Stage, flat
+from rankwright.plan import BLENDED, Model
+from rankwright.rooms.blend import blend, blended, fuse, fused
+from rankwright.rooms.general import general
+from rankwright.rooms.rerank import rerank
+from rankwright.toolbox.cascaded import CascadeScorer
+from rankwright.toolbox.engine.guard import Decision
+from rankwright.toolbox.exits import ExitHead
+from rankwright.toolbox.formats import Splits, read
+from rankwright.toolbox.formats.content import content
+from rankwright.toolbox.metrics import label
+from rankwright.workspace import MadeOf, write_json
+
+
+class Reranking:
+    """From the models to the orders that they give."""
+
+    def __init__(self, site: Site) -> None:
+        self.site = site
+
+    def stages(self) -> Iterator[Stage]:
+        """The stages in order; each as the site's experiment is when it is asked for."""
+        if not self.site.experiment.rerank:
+            return
+        yield Stage("rerank", self._rerank_made_of, self._rerank)
+        if self.site.experiment.blend:
+            yield Stage("blend", self._blend_made_of, self._blend)
+        if self.site.experiment.general:
+            yield Stage("general", self._general_made_of, self._general)
+
+    # ---------------------------------------------------------------------------------------------------------- rerank
+
+    def _rerank_made_of(self) -> MadeOf:
+        section = self.site.experiment.rerank
+        assert section
+        made = flat("rerank", section.model_copy(update={"arms": None, "candidates": self.site.plan.rerank_from}))
+        made["rerank.arms"] = [
+            f"{arm}: {model.name}" for arm, model in self.site.plan.arms.items()
+        ]  # their order counts
+        made["rerank.split"] = self.site.plan.split
+        for model in self.site.plan.arms.values():
+            made |= self.site.model_input(model)
+        return {**made, **self.site.inputs("data", "retrieve"), "room": VERSIONS["rerank"]}
+
+    def _rerank(self, out: Path) -> list[str]:
+        section = self.site.experiment.rerank
+        assert section
+        told, decided, cascades, heads = [], {}, {}, self._exit_heads()
+        for arm, model in self.site.plan.arms.items():
+            scorer, cached = self.site.scorer(model)
+            cascade = self._cascade(arm, model, heads[arm]) if arm in heads else None
+            for split, candidates in self._reranked_candidates().items():
+                score = partial(cascade or scorer, what=f"rerank {arm}, {split}")
+                run = rerank(self.site.boxes.collection, candidates, score, depth=section.depth)
+                self.site.boxes.save_reranked(out, arm, split, run)
+            if cascade and cascade.calibrated:
+                cascades[arm] = cascade.calibrated.values()
+                decided[arm] = Decision(section.precision, "torch fp32", True, cascade.calibrated.said())
+                told.append(f"{arm}: {model.name}, {decided[arm].said()}")
+            elif cached.decision:
+                decided[arm] = cached.decision
+                told.append(f"{arm}: {model.name}, {cached.decision.said()}")
+        self.site.boxes.save_decisions(out, decided)
+        if section.cascade:
+            write_json(out / "cascade.json", cascades)
+        return told
+
+    def _exit_heads(self) -> dict[str, ExitHead]:
+        """Of the arms whose models have one, where a cascade is asked for.
+
+        Raises:
+            ConfigError: no arm's model has one, there is no dev split, or dev is what is measured.
+        """
+        section = self.site.experiment.rerank
+        if not section or not section.cascade:
+            return {}
+        found = {arm: ExitHead.read(self.site.boxes.model(model)) for arm, model in self.site.plan.arms.items()}
+        heads = {arm: head for arm, head in found.items() if head}
+        if not heads:
+            message = "rerank.cascade: no arm's model has an exit head"
+            raise ConfigError(message, hint="train: {NAME: {exit: N}} trains one after N layers")
+        if not self._dev_candidates().rankings:
+            message = "rerank.cascade measures its loss on the split dev, which the data do not have or is measured"
+            raise ConfigError(message, hint="data.dev_share above 0, and another evaluate.split; or cascade: null")
+        return heads
+
+    def _cascade(self, arm: str, model: Model, head: ExitHead) -> CascadeScorer:
+        """The arm's cascade, calibrated on dev."""
+        section, dev = self.site.experiment.rerank, self._dev_candidates()
+        assert section
+        assert section.cascade
+        cascade = CascadeScorer(
+            self.site.boxes.model(model),
+            head,
+            section.cascade,
+            cache=self.site.folder.cache,
+            device=self.site.experiment.device,
+            max_length=section.max_length,
+        )
+        collection = self.site.boxes.collection
+        top = Run({query: row[: section.depth] for query, row in dev.rankings.items()})
+        qrels = {query: collection.qrels["dev"][query] for query in top.rankings}
+        cascade.calibrate(collection, top, qrels, what=f"calibrate {arm}, dev")
+        return cascade
+
+    def _reranked_candidates(self) -> dict[str, Run]:
+        """The candidates of the measured split and, for `blend` to choose on, those of a sample of dev.
+
+        Dev comes first: what is scored first decides how all is scored, and dev has labels to decide by.
+        """
+        runs = {"dev": self._dev_candidates()} if self._chooses_on_dev() else {}
+        split = self.site.plan.split
+        return runs | {split: self.site.boxes.candidates(self.site.plan.rerank_from, split)}
+
+    def _dev_candidates(self) -> Run:
+        """Those of a sample of dev's queries; none where there is no dev or it is what is measured."""
+        section, collection = self.site.experiment.rerank, self.site.boxes.collection
+        if not section or "dev" not in collection.qrels or self.site.plan.split == "dev":
+            return Run()
+        run = self.site.candidates("dev")
+        chosen = sorted(collection.qrels["dev"], key=lambda query: text_id("dev" + collection.queries[query]))
+        return Run({query: run.rankings.get(query, ()) for query in chosen[: section.dev_queries]})
+
+    def _chooses_on_dev(self) -> bool:
+        section = self.site.experiment.rerank
+        there = "dev" in self.site.boxes.collection.qrels and self.site.plan.split != "dev"
+        return bool(section and section.dev_queries and self.site.experiment.blend and there)
+
+    # ----------------------------------------------------------------------------------------------------------- blend
+
+    def _blend_made_of(self) -> MadeOf:
+        section = self.site.experiment.blend
+        assert section
+        made = {**flat("blend", section), "blend.candidates": self.site.plan.rerank_from}
+        return {**made, **self.site.inputs("data", "retrieve", "rerank"), "room": VERSIONS["blend"]}
+
+    def _blend(self, out: Path) -> list[str]:
+        section, rerank_section = self.site.experiment.blend, self.site.experiment.rerank
+        assert section
+        assert rerank_section
+        depth, split = rerank_section.depth, self.site.plan.split
+        if not self._chooses_on_dev():
+            write_json(out / "choices.json", {"arms": {}, "fusion": None, "depth": depth})
+            return ["no dev split: nothing to choose a blend on (data.dev_share above 0 cuts one from train)"]
+        dev = self._reranked_candidates()["dev"]
+        qrels = {query: self.site.boxes.collection.qrels["dev"][query] for query in dev.rankings}
+        told, chosen = [], {}
+        for arm in self.site.arms:
+            choice = blend(dev, self.site.boxes.reranked(arm, "dev"), qrels, section, depth=depth)
+            retrieved, reranked = (
+                self.site.boxes.candidates(self.site.plan.rerank_from, split),
+                self.site.boxes.reranked(arm, split),
+            )
+            run = blended(retrieved, reranked, choice, depth=depth)
+            self.site.boxes.save_reranked(out, arm + BLENDED, split, run)
+            chosen[arm] = choice.values()
+            told.append(
+                f"{arm}: weight {choice.weight:g} at depth {choice.depth}; dev {label(section.metric)} "
+                f"{choice.retrieval:.4f} retrieval, {choice.reranked:.4f} reranked, {choice.blended:.4f} blended"
+            )
+            self.site.keep_with_model(self.site.plan.arms[arm], {"blend": choice.serving()})
+        fusion = self._fusion(out, qrels, section.metric)
+        write_json(out / "choices.json", {"arms": chosen, "fusion": fusion, "depth": depth})
+        return told
+
+    def _fusion(self, out: Path, qrels: Qrels, metric: str) -> dict[str, Any] | None:
+        """Tuned fusion of all plain retrievers: what a reranker must beat where there are several.
+
+        None where the candidates are a fusion already: then that is retrieval, and it is the one to beat.
+        """
+        if self.site.plan.members:
+            return None
+        names = [name for name, retriever in self.site.experiment.retrieve.items() if retriever.kind != "fuse"]
+        tuned = fuse({name: self.site.boxes.candidates(name, "dev") for name in names}, qrels, metric)
+        if tuned is None:
+            return None
+        for name, run in fused(
+            {name: self.site.boxes.candidates(name, self.site.plan.split) for name in names}, tuned
+        ).items():
+            self.site.boxes.save_reranked(out, name, self.site.plan.split, run)
+        return {"weights": tuned.weights, "rrf": tuned.rrf, "fused": tuned.fused}
+
+    # --------------------------------------------------------------------------------------------------------- general
+
+    def _general_made_of(self) -> MadeOf:
+        section = self.site.experiment.general
+        assert section
+        made = {**flat("general", section), "content.general.source": content(section.source)}
+        return {**made, **self.site.inputs("rerank"), "room": VERSIONS["general"]}
+
+    def _general(self, out: Path) -> list[str]:
+        section = self.site.experiment.general
+        assert section
+        elsewhere = read(section.source, Splits(), dedupe=True).collection
+        scorers = {
+            arm: partial(self.site.scorer(model, max_length=section.max_length)[0], what=f"general, {arm}")
+            for arm, model in self.site.plan.arms.items()
+        }
+        found = general(elsewhere, scorers, section)
+        self.site.boxes.save_general(out, found)
+        return found.lines()
