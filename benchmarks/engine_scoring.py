@@ -170,7 +170,7 @@ class Cell:
             system.batch_size = answered.get("batch_size", system.batch_size)
         if "error" not in answered and system.ours:
             system.way = process.ask(do="way", kind=system.kind)["way"]
-            system.precision = system.way.split()[-1]
+            system.precision = system.way.split()[-1].split("+")[0]  # int8+bf16: its products are int8
         system.error = answered.get("error", "")
         told = system.error or system.way or f"loaded in {loaded['seconds']:.1f} s, batch size {system.batch_size}"
         print(f"{self.name}: {system.name}: {told}", file=sys.stderr, flush=True)

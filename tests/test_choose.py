@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from rankwright.errors import ModelError
 from rankwright.toolbox.engine import choose, onnx, openvino
 from rankwright.toolbox.model import Reranker
 
@@ -38,7 +39,7 @@ def test_the_fastest_way_comes_first_and_fp32_last(machine, word):
     machine(vino=True, onnxruntime=True)
     assert names() == ["openvino int8", "torch fp32"]
     machine(vino=True, bf16=True)
-    assert names() == ["openvino int8", "openvino bf16", "torch fp32"]
+    assert names() == ["openvino int8+bf16", "openvino bf16", "torch fp32"]
 
 
 def test_exact_is_fp32_alone_whatever_the_machine_has(machine):
@@ -46,7 +47,7 @@ def test_exact_is_fp32_alone_whatever_the_machine_has(machine):
     assert [step.name for step in choose.backends("exact", "cpu")] == ["torch fp32"]
 
 
-@pytest.mark.parametrize("name", ["torch bf16", "openvino fp32", "openvino int8", "onnx fp32"])
+@pytest.mark.parametrize("name", ["torch bf16", "openvino fp32", "openvino int8", "openvino int8+bf16", "onnx fp32"])
 def test_each_way_scores_nearly_as_fp32_does(tiny_reranker, tmp_path, name):
     library = name.partition(" ")[0]
     if not {"torch": lambda: True, "openvino": openvino.available, "onnx": onnx.available}[library]():
@@ -61,3 +62,27 @@ def test_each_way_scores_nearly_as_fp32_does(tiny_reranker, tmp_path, name):
 def test_a_way_that_there_is_not_is_refused():
     with pytest.raises(ValueError, match="abacus"):
         choose.step("abacus int8")
+
+
+class Wrong:
+    """A backend that is off by so much."""
+
+    name, token_budget, padded = "made int8", 2048, False
+
+    def __init__(self, reranker, off):
+        self.right, self.off = choose.step("torch fp32").make(reranker), off
+
+    def __call__(self, batch):
+        return self.right(batch) + np.float32(self.off)
+
+
+@pytest.mark.parametrize("off", [2654.3, -2.0, np.nan, np.inf])
+def test_a_graph_that_computes_garbage_is_refused_whatever_was_decided(tiny_reranker, monkeypatch, off):
+    monkeypatch.setitem(choose._MAKERS, "made", lambda reranker, precision, cache: Wrong(reranker, off))
+    with pytest.raises(ModelError, match=r"made int8 comes out wrong here: \S+ where fp32 gives"):
+        choose.step("made int8").build(Reranker.load(tiny_reranker, device="cpu"))
+
+
+def test_a_graph_that_rounds_is_not_refused(tiny_reranker, monkeypatch):
+    monkeypatch.setitem(choose._MAKERS, "made", lambda reranker, precision, cache: Wrong(reranker, 0.1))
+    assert len(choose.step("made int8").build(Reranker.load(tiny_reranker, device="cpu"))(PAIRS)) == len(PAIRS)

@@ -266,7 +266,7 @@ def ladder(monkeypatch):
 
     def make(reranker, precision, cache):
         made.append(precision)
-        return Shifted(reranker, 100.0)
+        return Shifted(reranker, 0.3)
 
     monkeypatch.setitem(choose._MAKERS, "made", make)
     monkeypatch.setattr(choose, "_faster", lambda device, cache: ["made int8"])
@@ -279,7 +279,7 @@ def test_a_lower_precision_is_decided_once_and_kept_with_its_figures(reranker, f
     out, options = tmp_path / "out", {**SHARD, "precision": "balanced"}
     scored = rw.score_pairs(reranker, file, out, options)
     assert (scored.decision.backend, ladder) == ("made int8", ["int8"])
-    np.testing.assert_allclose(read(out)["score"], np.array(read(whole)["score"]) + 100, atol=1e-4)
+    np.testing.assert_allclose(read(out)["score"], np.array(read(whole)["score"]) + 0.3, atol=1e-4)
     kept = json.loads((out / "scores.json").read_text())
     assert kept["decision"]["tried"][0]["agreement"]["overlap"] == 1
     assert kept["decision"] == scored.values()["decision"]

@@ -298,7 +298,7 @@ class _Ways:
 
     def _backend(self, name: str) -> engine.Backend:
         if name not in self._made:
-            self._made[name] = choose.step(name).make(self.reranker)
+            self._made[name] = choose.step(name).backend(self.reranker)
         return self._made[name]
 
 

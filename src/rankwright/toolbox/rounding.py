@@ -1,7 +1,7 @@
 """Training that sees the rounding of int8 scoring: linear layers that round as the int8 backend does.
 
 In: a model in training. Out: the same model, its linear layers rounding or plain again; its weights are never changed.
-The rounding is that of `engine/openvino.py`: weights have one scale an output row, activations one for each 64
+The rounding is that of `engine/openvino.py`: weights have one scale an output row, activations one for each 128
 neighbouring inputs of a row; a scale is the largest absolute value / 127, numbers are symmetric. Gradients pass as if
 nothing were rounded (the straight-through estimator of Bengio, Léonard and Courville, 2013, arXiv:1308.3432). Knows
 nothing of steps, losses or what scores the model later.
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-GROUP = 64
+GROUP = 128
 """Neighbouring inputs that share a scale."""
 LEVELS = 127
 """The largest whole number of symmetric int8."""

@@ -35,7 +35,9 @@ from rankwright.workspace import write_json
 
 WORDS = ("exact", "balanced", "fast")
 
-_LIBRARIES = ("torch", "transformers", "openvino", "nncf", "onnxruntime")
+_SCHEME = "2"
+"""Raised when a way computes other scores by the same name."""
+_LIBRARIES = ("torch", "transformers", "openvino", "onnxruntime")
 _FP32 = "fp32"  # the reference's scores are kept by this word, whatever computes them
 
 
@@ -187,7 +189,7 @@ class CachedScorer:
 
 def _machine() -> list[str]:
     """The kind of processor, and the versions of what computes."""
-    return [platform.machine(), *map(_version, _LIBRARIES)]
+    return [_SCHEME, platform.machine(), *map(_version, _LIBRARIES)]
 
 
 def _version(library: str) -> str:

@@ -31,7 +31,7 @@ CHUNK_TOKENS = 1024
 TOKEN_BUDGET = 65_536
 """Tokens of one call: enough for full chunks of most lengths, and for chunks for every stream."""
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 def chunks(lengths: NDArray[np.int64], *, padded: bool) -> list[NDArray[np.int64]]:
