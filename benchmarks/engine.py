@@ -44,6 +44,7 @@ PEERS = {
         "accelerate==1.15.0",
         "datasets<5",
     ],
+    "peer-onnx": ["sentence-transformers==5.7.0", "optimum-onnx==0.1.0", "onnxruntime==1.32.0", "transformers==4.57.6"],
     "peer-flag": ["FlagEmbedding==1.4.2", "transformers==4.57.6", "datasets<5"],
     "peer-rerankers": ["rerankers[transformers]==0.10.0", "transformers==4.57.6"],
 }
@@ -148,6 +149,8 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--ceiling-seconds", type=float, default=1.0, help="score: for each matrix product")
     parser.add_argument("--steps", type=int, default=24, help="train: optimiser steps")
+    parser.add_argument("--train-groups", type=int, default=4000, help="train: groups, of which so many steps are made")
+    parser.add_argument("--aware", action="store_true", help="agree: train with quantization_aware")
     parser.add_argument("--groups", type=int, help="quality, agree: training groups (default: all)")
     parser.add_argument("--rate", type=float, default=1e-4, help="quality, agree: learning rate")
     parser.add_argument("--model", type=Path, help="agree: a fine-tuned reranker's folder (default: train one)")

@@ -29,15 +29,18 @@ class Shape:
     inner: int
     heads: int
 
-    def flops(self, lengths: np.ndarray) -> float:
+    def flops(self, lengths: np.ndarray, *, first_row: bool = False) -> float:
         """Floating-point operations of a forward pass over pairs of `lengths` tokens, no padding: linears, attention.
 
-        Every layer counts in full for every token, also the last, of which only the first token's row is needed.
+        With `first_row` the last layer counts for what is needed of it: keys and values of all, the rest of one row.
         """
-        linears = self.layers * 2 * (4 * self.hidden**2 + 2 * self.hidden * self.inner)
-        attention = self.layers * 4 * self.hidden
-        head = 2 * self.hidden**2 + 2 * self.hidden
-        return float((linears * lengths + attention * lengths.astype(np.float64) ** 2 + head).sum())
+        whole = self.layers - first_row
+        linears = 2 * (4 * self.hidden**2 + 2 * self.hidden * self.inner)
+        long = lengths.astype(np.float64)
+        count = whole * (linears * long + 4 * self.hidden * long**2) + 2 * self.hidden**2 + 2 * self.hidden
+        if first_row:
+            count += 4 * self.hidden**2 * long + 4 * self.hidden * long + linears - 4 * self.hidden**2
+        return float(count.sum())
 
 
 SHAPES = {
@@ -98,11 +101,13 @@ def texts(words: list[str], lengths: np.ndarray, rng: np.random.Generator) -> li
     return [" ".join(chosen[end - length : end]) for end, length in zip(ends.tolist(), lengths.tolist(), strict=True)]
 
 
-def lists(shape: Shape, workload: Workload, queries: int, *, each: int = CANDIDATES, seed: int = 0) -> list:
-    """[[query, [document, ...]], ...]: so many queries with `each` documents, no document twice."""
-    rng, words = np.random.default_rng(seed), words_of(shape)
-    asked = texts(words, workload.lengths("query", queries, rng), rng)
-    documents = texts(words, workload.lengths("document", queries * each, rng), rng)
+def lists(
+    shape: Shape, workload: Workload, queries: int, *, each: int = CANDIDATES, seed: int = 0, words: int | None = None
+) -> list:
+    """[[query, [document, ...]], ...]: queries with `each` documents, none twice, of the first `words` words."""
+    rng, known = np.random.default_rng(seed), words_of(shape)[:words]
+    asked = texts(known, workload.lengths("query", queries, rng), rng)
+    documents = texts(known, workload.lengths("document", queries * each, rng), rng)
     return [[query, documents[place * each : (place + 1) * each]] for place, query in enumerate(asked)]
 
 

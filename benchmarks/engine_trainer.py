@@ -23,7 +23,7 @@ WARM = 3
 Groups = list[tuple[str, list[str]]]
 
 
-def rankwright(folder: str, groups: Groups, out: Path, options: dict) -> None:
+def rankwright(folder: str, groups: Groups, out: Path, options: dict) -> dict:
     from rankwright.core import Group
     from rankwright.rooms.train import Workbench, train
     from rankwright.sections import Training
@@ -52,8 +52,13 @@ def rankwright(folder: str, groups: Groups, out: Path, options: dict) -> None:
         keep="last",
         checkpoints=1,
         seed=options["seed"],
+        max_steps=options.get("steps"),
+        quantization_aware=options.get("aware", False),
     )
-    train(made, section, base=folder, dev=None, bench=Workbench(out, device="cpu", seed=options["seed"]))
+    bench = Workbench(out, device="cpu", seed=options["seed"], cache=out.parent / "cache")
+    trained = train(made, section, base=folder, dev=None, bench=bench)
+    rows = next((note.split("use ")[1].split(";")[0] for note in trained.notes if "the texts use" in note), "all")
+    return {"precision": trained.precision, "rows": rows}
 
 
 def sentence_transformers(folder: str, groups: Groups, out: Path, options: dict) -> None:
@@ -147,6 +152,7 @@ def _arguments(out: Path, batch: int, options: dict) -> dict[str, object]:
     return {
         "output_dir": str(out),
         "num_train_epochs": 1,
+        "max_steps": options.get("steps") or -1,
         "per_device_train_batch_size": batch,
         "learning_rate": options["learning_rate"],
         "warmup_ratio" if options.get("old") else "warmup_steps": 0.1,
@@ -201,11 +207,12 @@ def main() -> None:
     register_optimizer_step_post_hook(lambda *_: times.append(time.perf_counter()))
     baseline = _status("VmRSS")
     start = time.perf_counter()
-    SYSTEMS[system](folder, groups, Path(out), options)
+    more = SYSTEMS[system](folder, groups, Path(out), options) or {}
     whole = time.perf_counter() - start
     pairs = options["groups"] * len(groups[0][1])
     rate = pairs * (len(times) - WARM - 1) / (times[-1] - times[WARM])
     told = {"rate": rate, "steps": len(times), "seconds": whole, "peak": _status("VmHWM"), "baseline": baseline}
+    told |= {"first": times[0] - start, **more}
     told["step_seconds"] = [round(later - earlier, 4) for earlier, later in itertools.pairwise(times)]
     replies.write(json.dumps(told) + "\n")
     replies.flush()

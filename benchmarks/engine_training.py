@@ -20,6 +20,8 @@ import numpy as np
 
 TRAINER = Path(__file__).with_name("engine_trainer.py")
 GROUPS, DOCUMENTS = 4, 8
+WORDS = 50_000
+"""Of which texts to train on are made: a language's share of a vocabulary of many."""
 BUSY = 1.25
 """A mean step so many times the median one: something else ran on the machine, or lengths are very uneven."""
 COLLECTION_DEPTH = 50
@@ -42,6 +44,11 @@ class System:
     def ours(self) -> bool:
         """Whether it is rankwright."""
         return self.trainer == "rankwright"
+
+    @property
+    def computed(self) -> str:
+        """The precision that was found best, where it was looked for."""
+        return f" ({', '.join({run['precision'] for run in self.runs})})" if self.precision == "auto" else ""
 
     def median(self, name: str) -> float:
         """The median over its runs of a number that the trainer told."""
@@ -94,8 +101,9 @@ def train(options: argparse.Namespace) -> list[str]:
 
 def _cell(shape: str, workload: str, options: argparse.Namespace) -> list[str]:
     folder = made.model(shape, options.work / shape)
-    steps = options.steps + 1  # the last one's end is the last time stamp
-    lists = made.lists(made.SHAPES[shape], made.WORKLOADS[workload], GROUPS * steps, each=DOCUMENTS, seed=1)
+    lists = made.lists(
+        made.SHAPES[shape], made.WORKLOADS[workload], options.train_groups, each=DOCUMENTS, seed=1, words=WORDS
+    )
     file = options.work / "groups.json"
     file.write_text(json.dumps(lists))
     chosen = [one for one in systems() if _wanted(one, options)]
@@ -107,7 +115,9 @@ def _cell(shape: str, workload: str, options: argparse.Namespace) -> list[str]:
     shutil.rmtree(options.work / "out", ignore_errors=True)
     lengths = made.tokens(folder, lists)
     head = f"### {shape}, {workload}: {GROUPS} queries x {DOCUMENTS} documents a step, {options.steps} steps, "
-    return [f"{head}{lengths.mean():.1f} tokens a pair", "", *_table(chosen)]
+    rows = next((run["rows"] for one in chosen if one.ours for run in one.runs), "?")
+    told = f"{lengths.mean():.1f} tokens a pair; {len(lists):,} groups, in which {rows} tokens occur"
+    return [head + told, "", *_table(chosen)]
 
 
 def _wanted(system: System, options: argparse.Namespace) -> bool:
@@ -116,7 +126,7 @@ def _wanted(system: System, options: argparse.Namespace) -> bool:
 
 
 def _measure(system: System, folder: Path, file: Path, options: argparse.Namespace, where: str) -> None:
-    found = run(system, folder, file, options)
+    found = run(system, folder, file, options, steps=options.steps + 1)  # the last one's end is the last time stamp
     system.error = found.get("error", "")
     if not system.error:
         steps = found["step_seconds"]
@@ -131,13 +141,18 @@ def _measure(system: System, folder: Path, file: Path, options: argparse.Namespa
 def _table(chosen: list[System]) -> list[str]:
     measured = [one for one in chosen if one.runs]
     ours = [one for one in measured if one.ours]
-    head = ["system", "pairs/s", "(range)", "by the median step", "peak GiB", "of that before the model"]
+    head = ["system", "pairs/s", "(range)", "by the median step", "s to the first step", "peak GiB", "before the model"]
     head += [f"{one.name} is times as fast" for one in ours] + [f"its peak to {one.name}'s" for one in ours]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for system in measured:
         rates = [one["rate"] for one in system.runs]
-        cells = [system.name, f"{statistics.median(rates):.2f}", f"{min(rates):.2f}–{max(rates):.2f}"]
+        cells = [
+            f"{system.name}{system.computed}",
+            f"{statistics.median(rates):.2f}",
+            f"{min(rates):.2f}–{max(rates):.2f}",
+        ]
         cells.append(f"{system.median('steady'):.2f}")
+        cells.append(f"{system.median('first'):.1f}")
         cells += [f"{system.median(name) / 2**30:.2f}" for name in ("peak", "baseline")]
         cells += [f"{_ratio(one, system, 'rate'):.2f}" for one in ours]
         cells += [f"{_ratio(system, one, 'peak'):.2f}" for one in ours]
@@ -307,7 +322,7 @@ def agree(options: argparse.Namespace) -> list[str]:
         system = System("rankwright", "rankwright", "auto", loss="listwise")
         out = options.work / "agree"
         base = start_model(options.work / "start-0", 0)
-        found = run(system, base, groups, options, out=out, learning_rate=options.rate)
+        found = run(system, base, groups, options, out=out, learning_rate=options.rate, aware=options.aware)
         if "error" in found:
             raise SystemExit(found["error"])
         model = out / "model"

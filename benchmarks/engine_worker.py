@@ -38,7 +38,12 @@ def _reranker(folder: str):
 
 def rankwright(folder: str, word: str) -> Score:
     reranker = _reranker(folder)
-    return lambda pairs, size: reranker.score(pairs, precision=word)
+
+    def score(pairs: Pairs, size: int) -> np.ndarray:
+        reranker._encoder = None  # which remembers texts: others read them in every round
+        return reranker.score(pairs, precision=word)
+
+    return score
 
 
 def sentence_transformers(folder: str, kind: str) -> Score:
@@ -48,6 +53,8 @@ def sentence_transformers(folder: str, kind: str) -> Score:
 
     if kind == "openvino":
         model = CrossEncoder(folder, device="cpu", backend="openvino", max_length=512)
+    elif kind == "onnx-int8":
+        model = _onnx_int8(folder)
     elif kind == "openvino-int8":
         model = _openvino_int8(folder)
     else:
@@ -76,6 +83,18 @@ def _openvino_int8(folder: str):
         export_static_quantized_openvino_model(plain, None, folder, **data, dataset_split="train", column_name="pair")
     options = {"file_name": file}
     return CrossEncoder(folder, device="cpu", backend="openvino", model_kwargs=options, max_length=512)
+
+
+def _onnx_int8(folder: str):
+    """Its own dynamic export, for AVX-512 with VNNI."""
+    from sentence_transformers import CrossEncoder
+    from sentence_transformers.backend import export_dynamic_quantized_onnx_model
+
+    file = "onnx/model_qint8_avx512_vnni.onnx"
+    if not (Path(folder) / file).exists():
+        plain = CrossEncoder(folder, device="cpu", backend="onnx", max_length=512)
+        export_dynamic_quantized_onnx_model(plain, "avx512_vnni", folder)
+    return CrossEncoder(folder, device="cpu", backend="onnx", model_kwargs={"file_name": file}, max_length=512)
 
 
 def flag_embedding(folder: str, kind: str) -> Score:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rankwright.errors import ModelError
+from rankwright.errors import MissingExtraError, ModelError
 from rankwright.toolbox.engine import choose, onnx, openvino
 from rankwright.toolbox.model import Reranker
 
@@ -18,7 +18,7 @@ def machine(monkeypatch):
 
     def has(*, vino=False, bf16=False, onnxruntime=False):
         monkeypatch.setattr(openvino, "available", lambda: vino)
-        monkeypatch.setattr(openvino, "bf16_pays", lambda: bf16)
+        monkeypatch.setattr(openvino, "bf16_pays", lambda cache=None: bf16)
         monkeypatch.setattr(onnx, "available", lambda: onnxruntime)
         monkeypatch.setattr(choose, "choose_precision", lambda *_: ("bf16" if bf16 else "fp32", ""))
 
@@ -60,8 +60,18 @@ def test_each_way_scores_nearly_as_fp32_does(tiny_reranker, tmp_path, name):
 
 
 def test_a_way_that_there_is_not_is_refused():
-    with pytest.raises(ValueError, match="abacus"):
-        choose.step("abacus int8")
+    for name in ("abacus int8", "onnx int8", "openvino int4", "torch int8", "torch", ""):
+        with pytest.raises(ValueError, match="is no way to score; there are torch fp32, torch bf16"):
+            choose.step(name)
+
+
+def test_a_way_without_its_library_names_the_extra(tiny_reranker, monkeypatch):
+    def missing(*_, **__):
+        raise ModuleNotFoundError("No module named 'openvino'", name="openvino")
+
+    monkeypatch.setitem(choose._MAKERS, "openvino", missing)
+    with pytest.raises(MissingExtraError, match=r"openvino bf16 needs openvino(.|\n)*rankwright\[fast\]"):
+        choose.step("openvino bf16").build(Reranker.load(tiny_reranker, device="cpu"))
 
 
 class Wrong:
@@ -79,10 +89,12 @@ class Wrong:
 @pytest.mark.parametrize("off", [2654.3, -2.0, np.nan, np.inf])
 def test_a_graph_that_computes_garbage_is_refused_whatever_was_decided(tiny_reranker, monkeypatch, off):
     monkeypatch.setitem(choose._MAKERS, "made", lambda reranker, precision, cache: Wrong(reranker, off))
+    monkeypatch.setitem(choose._PRECISIONS, "made", ("int8",))
     with pytest.raises(ModelError, match=r"made int8 comes out wrong here: \S+ where fp32 gives"):
         choose.step("made int8").build(Reranker.load(tiny_reranker, device="cpu"))
 
 
 def test_a_graph_that_rounds_is_not_refused(tiny_reranker, monkeypatch):
     monkeypatch.setitem(choose._MAKERS, "made", lambda reranker, precision, cache: Wrong(reranker, 0.1))
+    monkeypatch.setitem(choose._PRECISIONS, "made", ("int8",))
     assert len(choose.step("made int8").build(Reranker.load(tiny_reranker, device="cpu"))(PAIRS)) == len(PAIRS)

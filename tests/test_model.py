@@ -13,6 +13,7 @@ import pytest
 
 from rankwright.errors import ModelError
 from rankwright.toolbox import model as model_module
+from rankwright.toolbox.engine import guard
 from rankwright.toolbox.model import Reranker, has_head, model_card
 
 PAIRS = [
@@ -466,3 +467,21 @@ def test_a_blend_that_was_not_saved_and_scores_that_are_too_few_are_refused(tiny
     blended = _with_blend(tiny_reranker, tmp_path / "m", weight=0.4, depth=4, normalisation="z")
     with pytest.raises(ValueError, match="4 documents and 1 scores"):
         blended.rank("red", DOCUMENTS, retriever=[1])
+
+
+def test_changed_weights_are_scored_as_they_are_now_and_decided_on_anew(tiny_reranker):
+    import torch
+
+    reranker = Reranker.load(tiny_reranker, device="cpu")
+    pairs = [("red apple", "green pear"), ("blue", "car")]
+    before = reranker.score(pairs)
+    reranker.decisions["balanced"] = guard.Decision("balanced", "torch bf16", False, "long ago")
+    with torch.no_grad():
+        reranker.model.classifier.bias += 1
+    np.testing.assert_allclose(reranker.score(pairs, precision="balanced"), before + 1, atol=1e-5)
+    assert not reranker.decisions
+    query = reranker.model.base_model.encoder.layer[0].attention.self.query
+    query.weight = torch.nn.Parameter(query.weight.detach() + 1)  # another one, of the same version
+    expected = Reranker(reranker.model, reranker.tokenizer, reranker.max_length, "cpu", reranker.source).score(pairs)
+    np.testing.assert_array_equal(reranker.score(pairs), expected)
+    assert not np.array_equal(expected, before + 1)

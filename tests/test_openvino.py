@@ -4,6 +4,7 @@ import copy
 import functools
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -207,3 +208,22 @@ def test_nothing_is_reported_to_the_makers_of_openvino(tmp_path):
     environment = {"HOME": str(tmp_path), "PYTHONPATH": ":".join(filter(None, sys.path)), "PATH": ""}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment, timeout=60)
     assert not list(tmp_path.rglob("*ga_cid*"))
+
+
+def test_a_damaged_graph_in_the_cache_is_converted_anew(bert, tmp_path):
+    batch = tokens_of([9, 5])
+    first = backend_of(bert, "int8", tmp_path)(batch)
+    (file,) = tmp_path.rglob("model.xml")
+    file.write_text("<half")
+    np.testing.assert_array_equal(backend_of(bert, "int8", tmp_path)(batch), first)
+    assert "<half" not in file.read_text()
+
+
+def test_calls_from_several_threads_get_their_own_scores(bert):
+    backend = backend_of(bert, "fp32")
+    batches = [tokens_of([length] * 7) for length in (4, 9, 14, 20)]
+    alone = [backend(batch) for batch in batches]
+    with ThreadPoolExecutor(4) as threads:
+        for _ in range(10):
+            for found, expected in zip(threads.map(backend, batches), alone, strict=True):
+                np.testing.assert_array_equal(found, expected)

@@ -36,8 +36,8 @@ class Way:
 def ladder(monkeypatch):
     """A machine with two faster ways, the first of them bad, and samples small enough for the tiny experiment."""
     ways = [Way("int8", noise=9.0), Way("bf16", off=100.0), Way("torch fp32")]
-    monkeypatch.setattr("rankwright.toolbox.scorer.backends", lambda word, device, cache: ways)
-    for name, value in {"QUERIES": 5, "RATIO": 1, "_FEWEST": 5}.items():
+    monkeypatch.setattr("rankwright.toolbox.scorer.backends", lambda word, device, cache, keep: ways)
+    for name, value in {"QUERIES": 5, "RATIO": 1, "FEWEST": 5}.items():
         monkeypatch.setattr(guard, name, value)
     return ways
 
@@ -90,7 +90,7 @@ def test_exact_is_fp32_and_its_scores_are_those_of_before(begun, finished):
     _, folder = begun("exact")
     assert reranked(folder, "test") == reranked(finished / "tiny", "test")
     decided = json.loads((folder / "rerank/precision.json").read_text())
-    assert {(own["backend"], own["exact"]) for own in decided.values()} == {("fp32", True)}
+    assert {(own["backend"], own["exact"]) for own in decided.values()} == {("torch fp32", True)}
 
 
 def test_another_word_reranks_and_reuses_the_trainings(begun):

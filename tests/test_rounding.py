@@ -146,7 +146,9 @@ needs_openvino = pytest.mark.skipif(not openvino.available(), reason="OpenVINO i
 
 
 @needs_openvino
-@pytest.mark.parametrize(("inputs", "outputs"), [(128, 96), (384, 128), (100, 7), (48, 64), (128, 1)])
+@pytest.mark.parametrize(
+    ("inputs", "outputs"), [(128, 96), (384, 128), (100, 7), (48, 64), (128, 1), (312, 64), (192, 32), (256, 16)]
+)
 def test_a_layer_rounds_as_the_int8_backend_does(inputs, outputs):
     ov, op = openvino._openvino(), openvino._openvino().opset13
     torch.manual_seed(0)
@@ -159,7 +161,7 @@ def test_a_layer_rounds_as_the_int8_backend_does(inputs, outputs):
     rounding.switch(layer, on=True)
     found = layer(given).detach().numpy()
     # A tie may fall to the other side: the mean hardly feels it.
-    assert np.abs(found - expected).mean() < 0.02 * np.abs(plain - expected).mean()
+    assert np.abs(found - expected).mean() < 0.02 * np.abs(plain - expected).mean() + 1e-6
 
 
 @needs_openvino

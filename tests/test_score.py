@@ -269,6 +269,7 @@ def ladder(monkeypatch):
         return Shifted(reranker, 0.3)
 
     monkeypatch.setitem(choose._MAKERS, "made", make)
+    monkeypatch.setitem(choose._PRECISIONS, "made", ("int8",))
     monkeypatch.setattr(choose, "_faster", lambda device, cache: ["made int8"])
     for name, value in {"QUERIES": 10, "RATIO": 1}.items():
         monkeypatch.setattr(guard, name, value)
@@ -302,10 +303,10 @@ def test_a_way_that_is_there_no_longer_is_told(reranker, file, tmp_path, ladder,
     (out / "scores-00002.parquet").unlink()
 
     def gone(reranker, precision, cache):
-        raise ModuleNotFoundError("No module named 'made'")
+        raise ModuleNotFoundError("No module named 'made'", name="made")
 
     monkeypatch.setitem(choose._MAKERS, "made", gone)
-    with pytest.raises(errors.ConfigError, match="made int8 cannot be used here"):
+    with pytest.raises(errors.MissingExtraError, match="begun by made int8: made int8 needs made"):
         rw.score_pairs(reranker, file, out, options)
 
 
@@ -358,6 +359,25 @@ def test_pairs_are_read_from_all_these(name, text, tmp_path):
 def test_a_title_stands_before_its_text(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"query": "red", "title": "Apples", "text": "are red"}\n')
     assert next(iter(PairFile(tmp_path / "a.jsonl"))).document == "Apples are red"
+
+
+def test_a_tsv_with_names_may_have_other_columns(tmp_path):
+    (tmp_path / "a.tsv").write_text("qid\tquery\tdocument\tlabel\nq1\tred\tapple\t1\n")
+    assert list(PairFile(tmp_path / "a.tsv")) == [("red", "apple", "q1", None)]
+    (tmp_path / "b.tsv").write_text("query\tdocument\tlabel\nred\tapple\t1\n")
+    assert list(PairFile(tmp_path / "b.tsv")) == [("red", "apple", None, None)]
+
+
+def test_a_line_of_names_without_a_document_is_no_pair(tmp_path):
+    (tmp_path / "a.tsv").write_text("query\tresponse\nred\tapple\n")
+    with pytest.raises(errors.DataError, match=r"a\.tsv:1: names, but not of a query and a document: query, response"):
+        survey(tmp_path / "a.tsv", every=9)
+
+
+@pytest.mark.parametrize("name", ["document", "passage", "text"])
+def test_a_title_goes_before_the_document_whatever_that_is_called(tmp_path, name):
+    (tmp_path / "a.jsonl").write_text(json.dumps({"query": "red", name: "an apple", "title": "Fruit"}) + "\n")
+    assert list(PairFile(tmp_path / "a.jsonl")) == [("red", "Fruit an apple", None, None)]
 
 
 def test_a_tsv_of_four_columns_has_ids_first(tmp_path):

@@ -227,7 +227,7 @@ class Way:
 def ladder(monkeypatch):
     """int8 that is good, bf16 that is too, fp32: as on a machine that has them."""
     ways = [Way("int8", 2.0), Way("bf16", 1.0), Way("torch fp32")]
-    monkeypatch.setattr("rankwright.toolbox.scorer.backends", lambda word, device, cache: ways)
+    monkeypatch.setattr("rankwright.toolbox.scorer.backends", lambda word, device, cache, keep: ways)
     return ways
 
 
@@ -280,7 +280,42 @@ def test_a_few_pairs_are_exact_and_decide_nothing_for_more(tiny_reranker, tmp_pa
     assert len(said) == 1
 
 
-def test_what_was_decided_is_remembered_for_the_model_the_length_the_word_and_the_labels(
+def test_a_run_that_is_scored_in_parts_is_decided_on_as_a_whole(tiny_reranker, tmp_path, ladder, said):
+    balanced = scorer(tiny_reranker, tmp_path, precision="balanced", max_length=64)
+    assert balanced.decide(RUN).backend == "int8"
+    close(balanced(RUN[:200]), RUN[:200], 2.0)
+    again = scorer(tiny_reranker, tmp_path, precision="balanced", max_length=64)
+    assert again.decide(RUN) == balanced.decision
+    few = scorer(tiny_reranker, tmp_path, precision="balanced", max_length=64)
+    assert few.decide(RUN[:200]).exact
+    close(few(RUN), RUN, 0.0)  # settled, though these would be enough
+    assert len(said) == 1
+
+
+def test_a_decision_of_another_time_is_followed_without_a_comparison(tiny_reranker, tmp_path, ladder, said):
+    made = scorer(tiny_reranker, tmp_path / "a", precision="balanced", max_length=64).decide(RUN)
+    ladder[0].noise = 1e-6
+    given = scorer(tiny_reranker, tmp_path / "b", precision="balanced", max_length=64, decision=made)
+    close(given(RUN[:7]), RUN[:7], 2.0)
+    assert given.decision == made
+    assert len(said) == 1
+
+
+def test_the_words_share_the_scores_of_a_way(tiny_reranker, tmp_path, ladder):
+    scorer(tiny_reranker, tmp_path, precision="balanced")(RUN)
+    before = sum(map(len, ladder[0].scored))
+    close(scorer(tiny_reranker, tmp_path, precision="fast")(RUN), RUN, 2.0)
+    assert sum(map(len, ladder[0].scored)) == before == len(RUN)
+
+
+def test_what_could_not_be_made_is_tried_again_another_time(tiny_reranker, tmp_path, ladder):
+    ladder[0].fails = "garbage, today"
+    close(scorer(tiny_reranker, tmp_path, precision="balanced")(RUN), RUN, 1.0)
+    ladder[0].fails = ""
+    close(scorer(tiny_reranker, tmp_path, precision="balanced")(RUN), RUN, 2.0)
+
+
+def test_what_was_decided_is_remembered_for_the_pairs_the_model_the_length_the_word_and_the_labels(
     tiny_reranker, tmp_path, ladder, said
 ):
     made = scorer(tiny_reranker, tmp_path, precision="balanced", max_length=64)
@@ -289,13 +324,17 @@ def test_what_was_decided_is_remembered_for_the_model_the_length_the_word_and_th
     assert json.loads(file.read_text())["backend"] == "int8"
     ladder[0].noise = 9.0  # who would decide anew would leave it
     again = scorer(tiny_reranker, tmp_path, precision="balanced", max_length=64)
-    close(again(RUN[:5]), RUN[:5], 2.0)
+    close(again(RUN), RUN, 2.0)
     assert again.decision == made.decision
     assert len(said) == 1
-    for other in ({"max_length": 32}, {"precision": "fast"}, {"labels": {RUN[0][0]: {RUN[0][1]: 1}}}):
-        own = scorer(tiny_reranker, tmp_path, **{"precision": "balanced", "max_length": 64, **other})
-        close(own(RUN), RUN, 1.0)
-        assert own.decision.backend == "bf16"
+    others = [(query, f"{document} more") for query, document in RUN]
+    close(scorer(tiny_reranker, tmp_path, precision="balanced", max_length=64)(others), others, 1.0)
+    before = len(list((tmp_path / "precision").glob("*.json")))
+    for more, other in enumerate(
+        ({"max_length": 32}, {"precision": "fast"}, {"labels": {RUN[0][0]: {RUN[0][1]: 1}}}), 1
+    ):
+        scorer(tiny_reranker, tmp_path, **{"precision": "balanced", "max_length": 64, **other})(RUN)
+        assert len(list((tmp_path / "precision").glob("*.json"))) == before + more
 
 
 def test_other_ways_and_versions_are_another_machine(tiny_reranker, tmp_path, ladder, monkeypatch):
@@ -337,7 +376,7 @@ def test_exact_looks_at_no_other_way_and_reuses_the_samples_scores(tiny_reranker
     close(exact(RUN), RUN, 0.0)
     assert sum(map(len, fp32.scored)) == len(RUN)
     assert len(int8.scored) == before
-    assert (exact.decision.backend, exact.decision.why) == ("fp32", "as asked")
+    assert (exact.decision.backend, exact.decision.why) == ("torch fp32", "as asked")
 
 
 def test_what_is_all_there_in_fp32_is_not_scored_again(tiny_reranker, tmp_path, ladder, loads):

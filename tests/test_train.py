@@ -395,6 +395,20 @@ def test_a_training_that_goes_on_keeps_its_micro_batch_whatever_memory_is_free(s
     assert set(sizes) == {1}
 
 
+def test_a_training_that_goes_on_with_less_memory_than_before_takes_smaller_parts(still, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        killed_at(patch, room._Loop, "_step", 2)
+        with pytest.raises(Killed):
+            run(groups(8), section(), still, tmp_path)
+    sizes = []
+    forward = room._Loop._forward
+    monkeypatch.setattr(
+        room._Loop, "_forward", lambda self, made, *rest: sizes.append(len(made)) or forward(self, made, *rest)
+    )
+    run(groups(8), section(memory="0.3MB"), still, tmp_path)
+    assert max(sizes) < 4
+
+
 def test_words_that_no_text_uses_keep_their_embeddings_and_checkpoints_hold_only_the_others(
     still, tmp_path, monkeypatch
 ):

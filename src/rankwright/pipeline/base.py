@@ -17,7 +17,7 @@ from rankwright.plan import Model, Plan
 from rankwright.rooms.mine import PairScorer
 from rankwright.rooms.retrieve import RetrieveContext, pair_scorer
 from rankwright.sections import Experiment, FuseRetriever, RerankSection, Scoring, Section
-from rankwright.toolbox.engine.guard import Labels
+from rankwright.toolbox.engine.guard import Decision, Labels
 from rankwright.toolbox.formats import trec
 from rankwright.toolbox.model import SETTINGS, Reranker, read_settings
 from rankwright.toolbox.scorer import CachedScorer, both_orders
@@ -150,9 +150,13 @@ class Site:
         return [retriever, *(name for one in below for name in self._needed(one))]
 
     def scorer(
-        self, model: Model, precision: Scoring | None = None, max_length: int | None = None
+        self,
+        model: Model,
+        precision: Scoring | None = None,
+        max_length: int | None = None,
+        decision: Decision | None = None,
     ) -> tuple[Any, CachedScorer]:
-        """A model's scores of text pairs, cached, and what tells how they are computed."""
+        """A model's scores of text pairs, cached, and what tells how they are computed (by a `decision`, as that)."""
         section = self.experiment.rerank
         assert section
         scorer = CachedScorer(
@@ -162,6 +166,7 @@ class Site:
             max_length=max_length or section.max_length,
             precision=precision or section.precision,
             labels=self.guard_labels(),
+            decision=decision,
         )
         return (both_orders(scorer) if section.both_orders else scorer), scorer
 

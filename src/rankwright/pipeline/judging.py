@@ -146,9 +146,9 @@ class Judging:
         model, collection = self.site.plan.arms[arm], self.site.boxes.collection
         training = self.site.experiment.train.get(model.name) if model.kind == "train" else None
         mined = model.name if training and training.mine else MINE
-        scorer, _ = self.site.scorer(model)
-        exact, _ = self.site.scorer(model, precision="exact")
         decided = self.site.boxes.decisions().get(arm)
+        scorer, _ = self.site.scorer(model, decision=decided)
+        exact, _ = self.site.scorer(model, precision="exact")
         chosen = self._choices()["arms"].get(arm)
         general_values, before = self._general_values(), self._before(arm)
         return Case(

@@ -213,6 +213,7 @@ class Making:
             f"train.{name}.seed": seed,
             "train.dev.from": self.site.plan.rerank_from,
         }
+        del made[f"train.{name}.memory"]  # of which only last bits depend, and who lacks some may change it on the way
         return {
             **made,
             **self.site.inputs(*(("data", "retrieve") if own else ("mine",))),

@@ -22,10 +22,13 @@ from rankwright.rooms.merge.sweep import sweep
 from rankwright.rooms.merge.trial import Bench, Point
 from rankwright.sections import OF_DIFFERENCES, DevSection, MergeSection, RerankSection
 from rankwright.toolbox.devset import DevSet
+from rankwright.toolbox.engine.guard import Decision
 from rankwright.toolbox.formats import Splits, read
 from rankwright.toolbox.formats.content import content
 from rankwright.toolbox.front import Sweep, Trial
+from rankwright.toolbox.model import has_head
 from rankwright.toolbox.probe import groups_of, logits_of, loss_of, pairs_of
+from rankwright.toolbox.scorer import CachedScorer
 from rankwright.workspace import MadeOf, write_json, write_text
 
 
@@ -95,22 +98,34 @@ class Merging:
         if general:
             collection = read(general.source, Splits(), dedupe=True).collection
             elsewhere = DevSet.of(*held_out(collection, general, section.queries), watched)
+        asked = DevSet.of(self.site.boxes.collection, self.site.candidates("dev"), dev)
         return Bench(
             models=tuple(self._folders()),
             section=section,
-            dev=DevSet.of(self.site.boxes.collection, self.site.candidates("dev"), dev),
+            dev=asked,
             general=elsewhere,
             folder=folder,
             cache=self.site.folder.cache,
             device=self.site.experiment.device,
             max_length=rerank.max_length,
             general_length=general.max_length if general else rerank.max_length,
-            # Calibrating int8 anew for every weight would cost more than it saves.
-            precision="balanced" if rerank.precision == "fast" else rerank.precision,
+            decision=self._decision(asked),
             both_orders=rerank.both_orders,
-            labels=self.site.guard_labels(),
             probe=self._probe(),
         )
+
+    def _decision(self, asked: DevSet) -> Decision:
+        """How all points are scored: as the last model that has a head may be, on the same queries of dev."""
+        rerank = self._rerank()
+        scorer = CachedScorer(
+            next(folder for folder in reversed(self._folders()) if has_head(folder)),
+            cache=self.site.folder.cache,
+            device=self.site.experiment.device,
+            max_length=rerank.max_length,
+            precision=rerank.precision,
+            labels=self.site.guard_labels(),
+        )
+        return scorer.decide(asked.pairs)
 
     # ------------------------------------------------------------------------------------------------ what dev is asked
 

@@ -17,8 +17,9 @@ from rankwright.pipeline.base import VERSIONS, Site, Stage, flat
 from rankwright.plan import BLENDED, Model
 from rankwright.rooms.blend import blend, blended, fuse, fused
 from rankwright.rooms.general import general
-from rankwright.rooms.rerank import rerank
+from rankwright.rooms.rerank import pairs_of, rerank
 from rankwright.toolbox.cascaded import CascadeScorer
+from rankwright.toolbox.engine.choose import FP32
 from rankwright.toolbox.engine.guard import Decision
 from rankwright.toolbox.exits import ExitHead
 from rankwright.toolbox.formats import Splits, read
@@ -61,20 +62,23 @@ class Reranking:
         section = self.site.experiment.rerank
         assert section
         told, decided, cascades, heads = [], {}, {}, self._exit_heads()
+        collection, runs = self.site.boxes.collection, self._reranked_candidates()
+        pairs = [pair for run in runs.values() for pair in pairs_of(collection, run, depth=section.depth)]
         for arm, model in self.site.plan.arms.items():
-            scorer, cached = self.site.scorer(model)
+            score, cached = self.site.scorer(model)
             cascade = self._cascade(arm, model, heads[arm]) if arm in heads else None
-            for split, candidates in self._reranked_candidates().items():
-                score = partial(cascade or scorer, what=f"rerank {arm}, {split}")
-                run = rerank(self.site.boxes.collection, candidates, score, depth=section.depth)
-                self.site.boxes.save_reranked(out, arm, split, run)
             if cascade and cascade.calibrated:
                 cascades[arm] = cascade.calibrated.values()
-                decided[arm] = Decision(section.precision, "torch fp32", True, cascade.calibrated.said())
-                told.append(f"{arm}: {model.name}, {decided[arm].said()}")
-            elif cached.decision:
-                decided[arm] = cached.decision
-                told.append(f"{arm}: {model.name}, {cached.decision.said()}")
+            if cascade and cascade.calibrated and cascade.calibrated.allows:
+                score, decided[arm] = cascade, Decision(section.precision, FP32, True, cascade.calibrated.said())
+            else:
+                told += [f"{arm}: {cascade.calibrated.said()}"] if cascade and cascade.calibrated else []
+                decided[arm] = cached.decide(pairs)  # once, for all that is compared and blended with one another
+            for split, candidates in runs.items():
+                scored = partial(score, what=f"rerank {arm}, {split}")
+                run = rerank(collection, candidates, scored, depth=section.depth)
+                self.site.boxes.save_reranked(out, arm, split, run)
+            told.append(f"{arm}: {model.name}, {decided[arm].said()}")
         self.site.boxes.save_decisions(out, decided)
         if section.cascade:
             write_json(out / "cascade.json", cascades)
@@ -208,9 +212,11 @@ class Reranking:
         assert section
         elsewhere = read(section.source, Splits(), dedupe=True).collection
         scorers = {
-            arm: partial(self.site.scorer(model, max_length=section.max_length)[0], what=f"general, {arm}")
-            for arm, model in self.site.plan.arms.items()
+            arm: self.site.scorer(model, max_length=section.max_length) for arm, model in self.site.plan.arms.items()
         }
-        found = general(elsewhere, scorers, section)
+        called = {arm: partial(scorer, what=f"general, {arm}") for arm, (scorer, _) in scorers.items()}
+        found = general(elsewhere, called, section)
         self.site.boxes.save_general(out, found)
+        decided = {arm: cached.decision for arm, (_, cached) in scorers.items()}
+        self.site.boxes.save_decisions(out, {arm: decision for arm, decision in decided.items() if decision})
         return found.lines()

@@ -18,6 +18,15 @@ TextScorer = Callable[[Sequence[tuple[str, str]]], NDArray[np.float32]]
 """(query text, document text) pairs -> scores, float32 (len(pairs),)."""
 
 
+def pairs_of(collection: Collection, run: Run, *, depth: int) -> list[tuple[str, str]]:
+    """The texts of the first `depth` candidates of each query, as they are scored."""
+    return [(collection.queries[query], collection.documents[document]) for query, document in _ids(run, depth)]
+
+
+def _ids(run: Run, depth: int) -> list[tuple[str, str]]:
+    return [(query, document) for query in run.rankings for document in run.documents(query)[:depth]]
+
+
 def rerank(collection: Collection, run: Run, scorer: TextScorer, *, depth: int) -> Run:
     """Reorder the first `depth` candidates of each query by `scorer`; ties are broken by document id.
 
@@ -27,8 +36,8 @@ def rerank(collection: Collection, run: Run, scorer: TextScorer, *, depth: int) 
     Raises:
         ModelError: the scorer returned NaN or infinity.
     """
-    ids = [(query, document) for query in run.rankings for document in run.documents(query)[:depth]]
-    scores = scorer([(collection.queries[query], collection.documents[document]) for query, document in ids])
+    ids = _ids(run, depth)
+    scores = scorer(pairs_of(collection, run, depth=depth))
     if not np.isfinite(scores).all():
         raise ModelError(
             f"{int((~np.isfinite(scores)).sum())} of {len(scores)} scores are not finite",

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from filelock import FileLock, Timeout
 
-from rankwright.errors import ArtefactError, ConfigError, DataError, ModelError
+from rankwright.errors import ArtefactError, ConfigError, DataError, MissingExtraError, ModelError
 from rankwright.toolbox import engine
 from rankwright.toolbox.device import choose_device
 from rankwright.toolbox.engine import choose, guard
@@ -36,6 +36,7 @@ from rankwright.toolbox.formats.files import existing
 from rankwright.toolbox.formats.pairs import Pair, PairFile, Survey, survey
 from rankwright.toolbox.model import Reranker, has_head
 from rankwright.toolbox.progress import bar, say
+from rankwright.toolbox.scorer import WORDS
 from rankwright.toolbox.weights import fingerprint, locate
 from rankwright.version import __version__
 from rankwright.workspace import disk_errors, write_json
@@ -45,13 +46,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 SCORES = "scores.json"
-WORDS = ("exact", "balanced", "fast")
 HEAD = 20_000
 """Pairs at the file's beginning that the precision is decided on."""
 
 _SHORTEST = 8  # tokens of a pair
 _KEEP = 4_000_000  # tokens' worth of texts: those of one query's candidates come again soon, or not for long
-_FEWEST = 10  # queries with enough candidates, for their orders to be compared
 _ELSEWHERE = "another --out, or delete that folder"
 
 Stream = Callable[[Iterable[tuple[str, str]]], "Iterator[NDArray[np.float32]]"]
@@ -120,12 +119,14 @@ def score(model: str | Path, file: str | Path, folder: str | Path, options: Opti
     if not has_head(weights):
         Reranker.load(weights)  # raises, and says what to do
     with disk_errors(folder), _alone(folder):
-        known = _known(folder)  # damage is told before a long file is read
+        known, made_of = _known(folder), _made_of(weights, options)
+        _refuse_other(folder, known, made_of)  # all that can be told before a long file is read
         found = survey(source, every=options.shard)
         say(f"{source}: {found.pairs:,} pairs")
         for repair in found.repairs:
             say(f"{source}: {repair.count:,} {repair.what}")
-        _refuse_other(folder, known, made_of := _made_of(weights, found, options))
+        made_of["the file"] = found.digest
+        _refuse_other(folder, known, made_of)
         return _Work(weights, source, found, folder, options).done(known, made_of)
 
 
@@ -202,7 +203,7 @@ class _Work:
         sample = Sample.of(head)
         if len(head) < self.found.pairs:
             sample = replace(sample, pairs=self.found.pairs)
-        if len(sample.rankings) < _FEWEST:
+        if len(sample.rankings) < guard.FEWEST:
             why = f"no order to compare: few of the first {len(head):,} pairs have a query in common"
             decision = Decision(word, names[-1], True, why)
         else:
@@ -223,7 +224,9 @@ class _Work:
                 table = self._table(number, part, stream, advance) if number in missing else None
                 deque(part, maxlen=0)  # the pairs of a shard that is there
                 if file.digest != mark:
-                    raise DataError("the file has changed while it was read", where=str(self.source))
+                    raise DataError(
+                        "the file has changed while it was read", where=str(self.source), hint="the same command again"
+                    )
                 if table is not None:
                     _write(self._shard(number), table)
 
@@ -281,13 +284,13 @@ class _Ways:
         """Any number of pairs to their scores, window by window.
 
         Raises:
-            ConfigError: what computes so, by an earlier call's decision, is not installed any longer.
+            MissingExtraError: what computes so, by an earlier call's decision, is not installed any longer.
         """
         try:
             return partial(engine.stream, self._backend(name), self._encoder)
-        except ImportError as error:
+        except MissingExtraError as error:
             hint = f"install it again, or score anew: {_ELSEWHERE}"
-            raise ConfigError(f"{name} cannot be used here ({error})", hint=hint) from None
+            raise MissingExtraError(f"the scores there were begun by {name}: {error.message}", hint=hint) from None
 
     def scores(self, name: str, pairs: guard.Pairs) -> NDArray[np.float32] | str:
         """The scores of some pairs, or why this way cannot be made of this model."""
@@ -338,11 +341,9 @@ def _known(folder: Path) -> dict[str, Any] | None:
     return known
 
 
-def _made_of(weights: Path, found: Survey, options: Options) -> dict[str, Any]:
-    """All that the scores hang on."""
-    device = choose_device(options.device)
-    content = {"the model": fingerprint(weights), "the file": found.digest}
-    return {**content, **asdict(options), "device": device}
+def _made_of(weights: Path, options: Options) -> dict[str, Any]:
+    """All that the scores hang on, but for the file."""
+    return {**asdict(options), "device": choose_device(options.device), "the model": fingerprint(weights)}
 
 
 def _refuse_other(folder: Path, known: Mapping[str, Any] | None, now: Mapping[str, Any]) -> None:
@@ -350,8 +351,9 @@ def _refuse_other(folder: Path, known: Mapping[str, Any] | None, now: Mapping[st
     if known is None:
         return
     then = known["made_of"]
-    told = [f"{name} has changed" for name in ("the model", "the file") if then.get(name) != now[name]]
-    told += [f"{name}: {then.get(name)} -> {now[name]}" for name in list(now)[2:] if then.get(name) != now[name]]
+    other = [name for name in now if then.get(name) != now[name]]
+    content = ("the model", "the file")  # of which there are only digests
+    told = [f"{name} has changed" if name in content else f"{name}: {then.get(name)} -> {now[name]}" for name in other]
     if told:
         raise ConfigError(f"the scores there are not these: {'; '.join(told)}", where=str(folder), hint=_ELSEWHERE)
 

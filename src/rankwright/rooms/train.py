@@ -182,12 +182,13 @@ class _Loop:
         pairs = [pair for turned in orders for pair in pairs_of(self.groups, [turned] * len(self.groups))]
         watched = self.dev.pairs if self.dev else []
         self.texts = TextTokens(self.reranker.tokenizer, self.reranker.max_length, [*pairs, *watched])
-        self.active = ActiveRows.of(self.reranker.model, self.texts.used(), self.reranker.source)
+        used = self.texts.used(self.reranker.pad_id)
+        self.active = ActiveRows.of(self.reranker.model, used, self.reranker.source)
         if self.active:
             rows, size = len(self.active.rows), self.active.size
             self._note(f"{self.bench.title}: the texts use {rows} of {size} tokens; the others' embeddings stay as is")
 
-    def _choose_micro(self) -> None:
+    def _fitting(self) -> footprint.Choice:
         """How many groups are in memory at a time: `batch`, unless the budget has no room for them."""
         self.model.train()
         model = self._bare()
@@ -198,10 +199,8 @@ class _Loop:
         lengths = longest_draws(self.texts, self.groups, self.section.sample)
         can, must = bool(model.supports_gradient_checkpointing), self.section.gradient_checkpointing
         choice = footprint.choose(cost, lengths, self.section.batch, room, may=can, must=must)
-        self.state.micro = choice.groups
-        if choice.checkpointing:
-            self._checkpoint_layers()
         self._note(f"{self.bench.title}: {choice.said(self.section.batch, room, self.section.memory)}")
+        return choice
 
     def _checkpoint_layers(self) -> None:
         self._bare().gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -212,13 +211,20 @@ class _Loop:
 
         there = checkpoint.newest(self.checkpoints)
         if there:
+            # A budget that was written down since, perhaps because memory ran out, counts; free memory alone does not.
+            least = self._fitting() if self.section.memory != "auto" else None
             self._load(there)
-            if self.state.checkpointing:
+            if least:
+                self.state.micro = min(self.state.micro, least.groups)
+            if self.state.checkpointing or (least and least.checkpointing):
                 self._checkpoint_layers()
             self.log.cut(self.state.log_bytes)
             self._note(f"{self.bench.title}: goes on from step {self.state.step} of {self.plan.steps}")
             return
-        self._choose_micro()
+        choice = self._fitting()
+        self.state.micro = choice.groups
+        if choice.checkpointing:
+            self._checkpoint_layers()
         torch.manual_seed(self.seed)
         self.log.cut(0)
         if self.dev:
@@ -241,7 +247,8 @@ class _Loop:
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.state.step += 1
-        spread = float(torch.stack([losses.group_spread(scores, mask) for scores, _, mask, *_ in parts]).mean())
+        spreads = torch.stack([losses.group_spread(scores, mask) for scores, _, mask, *_ in parts])
+        spread = float(spreads.nanmean())  # groups of one candidate have none
         self._note_flatness(total, spread, parts)
         rate = float(self.optimizer.param_groups[0]["lr"])
         self.log.write({"step": self.state.step, "loss": total, "lr": rate, "spread": spread})
@@ -346,7 +353,8 @@ class _Loop:
             self.state.recent = [*self.state.recent, self.state.step][-self.section.average :]
         patience = self.section.dev.patience if self.section.dev else None
         each = _rounded(values)  # what an interval of best against last needs
-        self.log.write({"step": self.state.step, "dev": {self.dev.metric: value}, "kept": kept, "values": each})
+        told = {"rounded": True} if self.state.rounded else {}  # values of the two kinds do not compare
+        self.log.write({"step": self.state.step, "dev": {self.dev.metric: value}, "kept": kept, "values": each, **told})
         begun = self.state.rounded or not self.section.rounded_share  # else it would stop before it has
         if patience is not None and self.state.stale >= patience and begun:
             self.state.stopped = True
@@ -373,7 +381,7 @@ class _Loop:
         if not self.dev:
             return
         model, before = self._bare(), self.state.best
-        present = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        present = {name: tensor.to("cpu", copy=True) for name, tensor in model.state_dict().items()}
         checkpoint.load_best(self.checkpoints, self.state.best_step, model)
         scores = self._score(self.dev.pairs)
         model.load_state_dict(present)
@@ -450,6 +458,9 @@ class _Loop:
         head = exits.detach(model, self.section.exit) if self.section.exit else None
         self.reranker.model = model.merge_and_unload() if self.section.lora else model
         kept = self.state.best_step if best and not averaged else self.state.step
+        if head and not kept and not averaged:
+            head = None
+            self._note(f"{self.bench.title}: the base was kept, for which no exit was trained: there is none")
         measured = [value for record in self.log.records() for value in record.get("dev", {}).values()]
         trained = Trained(
             model=self.bench.folder / "model",
@@ -457,7 +468,7 @@ class _Loop:
             planned=self.plan.steps,
             kept_step=kept,
             dev=value,
-            dev_before=measured[0] if measured else None,
+            dev_before=measured[0] if measured and not self.state.rounded else None,  # it was scored without rounding
             precision=self.precision,
             fallbacks=self.state.fallbacks,
             notes=self.notes,

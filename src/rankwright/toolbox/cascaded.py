@@ -57,12 +57,19 @@ class Calibrated:
     loss: float
     saved: float = 0.0
 
+    @property
+    def allows(self) -> bool:
+        """Whether anything may stay behind; if not, scoring as if there were no cascade is faster."""
+        return bool(np.isfinite(self.margin))
+
     def values(self) -> dict[str, Any]:
         """As plain JSON; an infinite margin is null."""
         return {**asdict(self), "margin": self.margin if np.isfinite(self.margin) else None}
 
     def said(self) -> str:
         """In a line, for the terminal."""
+        if not self.allows:
+            return f"no cascade: dev loses more than {self.tolerance:g} wherever candidates stay behind"
         return (
             f"cascade after layer {self.layer}: {self.share:.0%} of dev's candidates go on to all layers, "
             f"nDCG@{self.keep} on dev {self.full:.4f} -> {self.full - self.loss:.4f} "

@@ -1,6 +1,7 @@
 """Which device and which precision to compute in, chosen once and said aloud with the reason.
 
-    cuda, mps   bf16 where the hardware has it
+    cuda        bf16 where the hardware has it
+    mps         fp32
     cpu         bf16 only where a matrix product of the right size is measured to be faster with it: some
                 processors have the instructions and gain nothing
 
@@ -13,6 +14,7 @@ import contextlib
 import json
 import platform
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -74,19 +76,28 @@ def autocast(device: str, precision: str) -> contextlib.AbstractContextManager[o
 
 
 def _cpu_gain(cache: Path | None) -> float:
-    """How many times faster bf16 is than fp32 on this CPU, measured once and then read from the cache."""
+    """How many times faster bf16 is than fp32 on this CPU, in torch."""
     import torch
 
+    library = f"torch {torch.__version__} {torch.get_num_threads()} threads"
+    return measured(cache, library, lambda: _seconds(torch.float32) / _seconds(torch.bfloat16))
+
+
+def measured(cache: Path | None, what: str, measure: Callable[[], float]) -> float:
+    """A number of this CPU, measured once and then read from the cache, to two digits.
+
+    `what` names the library with its version and all else, beside the processor, that the number depends on.
+    """
     from rankwright.workspace import write_json
 
     file = cache / "precision.json" if cache else None
-    machine = f"{platform.machine()} {_cpu_name()} torch {torch.__version__} {torch.get_num_threads()} threads"
+    name = f"{platform.machine()} {_cpu_name()} {what}"
     known = _remembered(file)
-    if machine not in known:
-        known[machine] = round(_seconds(torch.float32) / _seconds(torch.bfloat16), 2)
+    if name not in known:
+        known[name] = round(measure(), 2)
         if file:
             write_json(file, known)
-    return float(known[machine])
+    return float(known[name])
 
 
 def _remembered(file: Path | None) -> dict[str, float]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from rankwright.core import Group
 from rankwright.sections import SampleSection
-from rankwright.toolbox.engine.pairs import PairEncoder, Tokens
+from rankwright.toolbox.engine.pairs import PairEncoder, Tokens, joined
 
 if TYPE_CHECKING:
     import torch
@@ -23,13 +23,19 @@ if TYPE_CHECKING:
 Pair = tuple[str, str]
 
 
+_WINDOW = 65_536
+"""Pairs that are joined together."""
+
+
 class TextTokens:
     """The tokens of all pairs that a training will ask for."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int, pairs: Iterable[Pair]) -> None:
         """Encode each different pair once; all of them stay in memory, 4 bytes a token (8 with token types)."""
         self._places = {pair: place for place, pair in enumerate(dict.fromkeys(pairs))}
-        self.tokens = PairEncoder(tokenizer, max_length)(list(self._places))
+        encoder, different = PairEncoder(tokenizer, max_length), list(self._places)
+        windows = (different[start : start + _WINDOW] for start in range(0, len(different), _WINDOW))
+        self.tokens = joined(encoder(window) for window in windows)  # joining takes ten times their memory
         self._lengths = self.tokens.lengths
         self._specials = list(tokenizer.all_special_ids)
 
@@ -45,12 +51,12 @@ class TextTokens:
         """How many tokens each of some pairs has."""
         return self._lengths[[self._places[pair] for pair in pairs]]
 
-    def used(self) -> NDArray[np.bool_]:
-        """Which token ids occur, with the special ones: bool, up to the largest."""
-        ids = self.tokens.ids
-        used = np.zeros(1 + max([int(ids.max(initial=0)), *self._specials]), dtype=np.bool_)
+    def used(self, padding: int) -> NDArray[np.bool_]:
+        """Which token ids occur, with the special ones and that of the padding: bool, up to the largest."""
+        ids, always = self.tokens.ids, [*self._specials, padding]
+        used = np.zeros(1 + max([int(ids.max(initial=0)), *always]), dtype=np.bool_)
         used[ids] = True
-        used[self._specials] = True
+        used[always] = True
         return used
 
 

@@ -22,7 +22,7 @@ from rankwright.errors import ModelError
 from rankwright.toolbox import engine
 from rankwright.toolbox.device import choose_device
 from rankwright.toolbox.engine import guard
-from rankwright.toolbox.engine.choose import Scorer, backends, step
+from rankwright.toolbox.engine.choose import FP32, Scorer, backends, step
 from rankwright.toolbox.engine.guard import Sample
 from rankwright.toolbox.engine.pairs import PairEncoder
 from rankwright.toolbox.exits import ExitHead
@@ -39,10 +39,6 @@ _ACTIVATION = "torch.nn.modules.activation.Sigmoid"
 _ALONGSIDE = ("special_tokens_map.json", "sentencepiece.bpe.model", "spiece.model", "vocab.txt", "added_tokens.json")
 
 
-_Built = tuple[tuple[int, ...], dict[str, Scorer]]
-"""The state of a model's weights, and the scorers that were made of it, by name."""
-
-
 @dataclass
 class Reranker:
     """A model, its tokenizer, and how long a pair may be. Scores are logits in float32."""
@@ -56,7 +52,8 @@ class Reranker:
     decisions: dict[str, guard.Decision] = field(default_factory=dict, init=False, repr=False, compare=False)
     """How `balanced` and `fast` are computed, once a call has decided it."""
     _encoder: PairEncoder | None = field(default=None, init=False, repr=False, compare=False)
-    _built: _Built | None = field(default=None, init=False, repr=False, compare=False)
+    _state: tuple[int, ...] = field(default=(), init=False, repr=False, compare=False)
+    _built: dict[str, Scorer] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
     def load(cls, reference: str | Path, *, device: str = "auto", max_length: int = 512) -> Reranker:
@@ -129,18 +126,20 @@ class Reranker:
             ModelError: the way that is named cannot compute this model.
             ValueError: there is no such way.
         """
+        self._forget_if_changed()
         if precision in ("balanced", "fast"):
             precision = self._decide(precision, pairs)
-        return self._by("torch fp32" if precision == "exact" else precision)(pairs)
+        return self._by(FP32 if precision == "exact" else precision)(pairs)
 
     def _decide(self, word: str, pairs: Sequence[tuple[str, str]]) -> str:
         """The name of the way that a word means for this model."""
-        found = self.decisions.get(word)
-        if found is None:
-            found = guard.choose(word, [step.name for step in backends(word, self.device)], Sample.of(pairs), self._try)
-            if found.tried:  # else it says nothing of a larger call
-                self.decisions[word] = found
-        return found.backend
+        if word not in self.decisions:
+            sample = Sample.of(pairs)
+            if not sample.worth:  # which says nothing of a larger call
+                return FP32
+            names = [step.name for step in backends(word, self.device)]
+            self.decisions[word] = guard.choose(word, names, sample, self._try)
+        return self.decisions[word].backend
 
     def _try(self, name: str, pairs: Sequence[tuple[str, str]]) -> NDArray[np.float32] | str:
         try:
@@ -148,15 +147,22 @@ class Reranker:
         except ModelError as error:
             return error.message
 
-    def _by(self, name: str) -> Scorer:
-        """The scorer of this name, made anew where weights have been changed since."""
-        state = (id(self.model), *(parameter._version for parameter in self.model.parameters()))
-        if self._built is None or self._built[0] != state:
-            self._built = (state, {})
+    def _forget_if_changed(self) -> None:
+        """Scorers hold copies of weights, and decisions hold for them: both go where weights have been changed since.
+
+        What is written through `.data` into the same storage is not seen.
+        """
+        weights = ((id(one), one.data_ptr(), one._version) for one in self.model.parameters())
+        state = (id(self.model), *(number for each in weights for number in each))
+        if self._state != state:
+            self._state, self._built = state, {}
             self.decisions.clear()
-        if name not in self._built[1]:
-            self._built[1][name] = step(name).build(self)
-        return self._built[1][name]
+
+    def _by(self, name: str) -> Scorer:
+        """The scorer of this name."""
+        if name not in self._built:
+            self._built[name] = step(name).build(self)
+        return self._built[name]
 
     def rank(
         self,

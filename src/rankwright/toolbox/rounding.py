@@ -1,10 +1,10 @@
 """Training that sees the rounding of int8 scoring: linear layers that round as the int8 backend does.
 
 In: a model in training. Out: the same model, its linear layers rounding or plain again; its weights are never changed.
-The rounding is that of `engine/openvino.py`: weights have one scale an output row, activations one for each 128
-neighbouring inputs of a row; a scale is the largest absolute value / 127, numbers are symmetric. Gradients pass as if
-nothing were rounded (the straight-through estimator of Bengio, Léonard and Courville, 2013, arXiv:1308.3432). Knows
-nothing of steps, losses or what scores the model later.
+The rounding is that of `engine/openvino.py`: weights have one scale an output row, activations one for each
+`INT8_GROUP` neighbouring inputs of a row; a scale is the largest absolute value / 127, numbers are symmetric. Gradients
+pass as if nothing were rounded (the straight-through estimator of Bengio, Léonard and Courville, 2013,
+arXiv:1308.3432). Knows nothing of steps, losses or what scores the model later.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-GROUP = 128
-"""Neighbouring inputs that share a scale."""
+from rankwright.toolbox.engine.exported import INT8_GROUP, INT8_ROWS
+
 LEVELS = 127
 """The largest whole number of symmetric int8."""
 
@@ -67,8 +67,9 @@ class _Product(torch.autograd.Function):
     def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(rows, weight)
         outputs, inputs = weight.shape
-        # OpenVINO leaves the activations of so small a product as they are.
-        coarse = rounded(rows, GROUP) if inputs >= GROUP and outputs > 1 else rows
+        if outputs < INT8_ROWS:
+            return functional.linear(rows, weight, bias)
+        coarse = rows if inputs % INT8_GROUP else rounded(rows, INT8_GROUP)
         return functional.linear(coarse, rounded(weight, inputs), bias)
 
     @staticmethod

@@ -2,8 +2,9 @@
 
 Three words say how scores are computed: ``exact`` (fp32), ``balanced`` and ``fast``. For the latter two
 `engine.choose` names the ways that this machine has and `engine.guard` takes the first that agrees with fp32 on a
-sample of the pairs asked for. What was decided stands in the cache by the model's content, the length, the word, the
-ways and the versions of the libraries: a resumed run and every later call compute as the first did. No timing decides.
+sample of the pairs in hand. What was decided stands in the cache, by the model's content, the length, the word, these
+pairs and their labels, the ways and the versions of the libraries: whoever goes on with the same pairs computes as
+before. Whoever scores them in parts settles it first, by all of them (`CachedScorer.decide`).
 Scores of each way are a `store.RowStore` of their own, so that no list mixes two. The model is loaded only when a pair
 is missing.
 """
@@ -25,8 +26,9 @@ from rankwright.errors import ConfigError, ModelError
 from rankwright.toolbox import engine
 from rankwright.toolbox.device import choose_device
 from rankwright.toolbox.engine import guard
-from rankwright.toolbox.engine.choose import Step, backends
+from rankwright.toolbox.engine.choose import FP32, Step, backends, step
 from rankwright.toolbox.engine.guard import Decision, Labels, Pairs, Sample
+from rankwright.toolbox.engine.pairs import PairEncoder
 from rankwright.toolbox.model import Reranker, has_head
 from rankwright.toolbox.progress import bar, say
 from rankwright.toolbox.store import Keys, RowStore, content_keys, fill
@@ -38,15 +40,14 @@ WORDS = ("exact", "balanced", "fast")
 _SCHEME = "2"
 """Raised when a way computes other scores by the same name."""
 _LIBRARIES = ("torch", "transformers", "openvino", "onnxruntime")
-_FP32 = "fp32"  # the reference's scores are kept by this word, whatever computes them
 
 
 class CachedScorer:
     """Calls like a function: (query text, document text) pairs -> logits, float32 (len(pairs),).
 
     `precision` is one of WORDS. `labels` are grades by texts that the guard may look at: of dev, never of what is
-    measured. A call of so few pairs that comparing is not worth it computes in fp32, unless a larger one has decided
-    before.
+    measured. With a `decision` of another time, scores are computed so, and nothing is compared. Without `keep_graphs`
+    a converted model is not kept: for models that are soon forgotten.
 
     Raises, when it is made:
         ModelError: the folder or hub id holds no reranker.
@@ -62,6 +63,8 @@ class CachedScorer:
         max_length: int = 512,
         precision: str = "exact",
         labels: Labels | None = None,
+        decision: Decision | None = None,
+        keep_graphs: bool = True,
     ) -> None:
         if precision not in WORDS:
             raise ConfigError(f"precision: {precision!r} is not known", hint=f"one of {', '.join(WORDS)}")
@@ -71,10 +74,11 @@ class CachedScorer:
         self.max_length = max_length
         self.word = precision
         self.labels = labels
+        self.keep_graphs = keep_graphs
         if not has_head(self.folder):
             Reranker.load(self.folder)  # raises, and says what to do
         self.fingerprint = fingerprint(self.folder)
-        self._chosen: Decision | None = None
+        self._settled = decision
         self._last: Decision | None = None
         self._steps: list[Step] | None = None
         self._reranker: Reranker | None = None
@@ -86,69 +90,73 @@ class CachedScorer:
         """How the last call's scores were computed, and why; None before the first."""
         return self._last
 
+    def decide(self, pairs: Pairs) -> Decision:
+        """Settle, by all the pairs of a run, how they are computed: in however many calls, and of whatever size."""
+        self._settled = self._settled or self._choose(pairs, content_keys(pairs))
+        return self._settled
+
     def __call__(self, pairs: Pairs, *, what: str = "score") -> NDArray[np.float32]:
-        """Score the pairs that the cache lacks, in chunks that survive a kill, and return all."""
+        """Score the pairs that the cache lacks, in chunks that survive a kill, and return all.
+
+        Where nothing is settled, these pairs decide: of so few that comparing is not worth it, for themselves alone.
+        """
         if not len(pairs):
             return np.zeros(0, dtype=np.float32)
         keys = content_keys(pairs)
-        self._last = self._choose(pairs, keys)
-        return self._fill(_FP32 if self._last.exact else self._last.backend, pairs, keys, what)
+        self._last = self._settled or self._choose(pairs, keys)
+        self._settled = self._last if self._last.tried else self._settled
+        return self._fill(self._last.backend, pairs, keys, what)
 
     # -------------------------------------------------------------------------------------------------------- choosing
 
     def _choose(self, pairs: Pairs, keys: Keys) -> Decision:
-        """What was decided before or, by the pairs asked for, is decided now.
+        """What was decided before or, by the pairs given, is decided now.
 
         All pairs count, known or not: a run that goes on after a kill must not choose by what is left of it.
         """
         if self.word == "exact":
-            return Decision(self.word, _FP32, True, "as asked")
-        self._chosen = self._chosen or self._remembered()
-        if self._chosen:
-            return self._chosen
+            return Decision(self.word, FP32, True, "as asked")
         sample = Sample.of(pairs, self.labels)
         names = [step.name for step in self._ladder()]
-        if sample.worth and len(names) > 1 and (self._store(_FP32).find(keys) >= 0).all():
-            return Decision(self.word, names[-1], True, "all these scores are there in fp32")
+        if not sample.worth or len(names) == 1:
+            return guard.choose(self.word, names, sample, self._try)
+        file = self.cache / "precision" / f"{self._name_of(sample, keys)}.json"
+        if known := _remembered(file):
+            return known
+        if (self._store(FP32).find(keys) >= 0).all():
+            return Decision(self.word, FP32, True, "all these scores are there in fp32")
         decision = guard.choose(self.word, names, sample, self._try)
-        if decision.tried:  # else it says nothing of a larger run
-            write_json(self._file(), decision.values())
-            for line in decision.lines():
-                say(f"{self.folder.name}: {line}")
-            self._chosen = decision
-            self._built = {name: built for name, built in self._built.items() if name == decision.backend}
+        if all(one.agreement for one in decision.tried):  # what could not be made may be made another time
+            write_json(file, decision.values())
+        for line in decision.lines():
+            say(f"{self.folder.name}: {line}")
+        self._built = {name: built for name, built in self._built.items() if name == decision.backend}
         return decision
 
     def _try(self, name: str, pairs: Pairs) -> NDArray[np.float32] | str:
         """A way's scores of a sample, kept; or why the way cannot be made."""
-        if name == self._ladder()[-1].name:
-            return self._fill(_FP32, pairs, content_keys(pairs), "compare, fp32")
         try:
-            self._build(name)
+            if name != FP32:
+                self._build(name)
         except ModelError as error:
             return error.message
         return self._fill(name, pairs, content_keys(pairs), f"compare, {name}")
 
     def _ladder(self) -> list[Step]:
         if self._steps is None:
-            self._steps = backends(self.word, choose_device(self.device), self.cache)
+            self._steps = backends(self.word, choose_device(self.device), self.cache, keep=self.keep_graphs)
         return self._steps
 
-    def _name(self) -> str:
-        """What a decision, and scores of a lower precision, hold for."""
-        steps = [step.name for step in self._ladder()]
-        judged = "labels" if self.labels else "no labels"  # a decision without them is none for those who have some
-        return content_hash([self.fingerprint, str(self.max_length), self.word, judged, *steps, *_machine()])
+    def _name_of(self, sample: Sample, keys: Keys) -> str:
+        """What a decision holds for."""
+        judged = content_hash([repr(ranking.judged) for ranking in sample.rankings])
+        asked = [self.word, content_hash([keys.tobytes().hex()]), judged, *(step.name for step in self._ladder())]
+        return content_hash([*self._scored_by(), *asked])
 
-    def _file(self) -> Path:
-        return self.cache / "precision" / f"{self._name()}.json"
-
-    def _remembered(self) -> Decision | None:
-        """What an earlier call decided; a file that is not there, or damaged, remembers nothing."""
-        try:
-            return Decision.read(json.loads(self._file().read_text(encoding="utf-8")))
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
+    def _scored_by(self) -> list[str]:
+        """What scores of one way hang on."""
+        kind = choose_device(self.device).split(":")[0]
+        return [self.fingerprint, str(self.max_length), kind, *_machine()]
 
     # --------------------------------------------------------------------------------------------------------- scoring
 
@@ -165,19 +173,18 @@ class CachedScorer:
         return np.array(store.rows[rows, 0])
 
     def _store(self, way: str) -> RowStore:
-        """The scores of a way. Those of fp32 are the same whatever was asked for."""
-        exact = [self.fingerprint, str(self.max_length), _FP32]
-        name = content_hash(exact if way == _FP32 else [self._name(), way])
+        """The scores of a way, whatever word asked for it."""
+        name = content_hash([*self._scored_by(), way])
         if name not in self._stores:
             self._stores[name] = RowStore(self.cache / "scores" / name, width=1)
         return self._stores[name]
 
     def _build(self, way: str) -> Callable[[Pairs], NDArray[np.float32]]:
-        steps = self._ladder()
-        step = steps[-1] if way == _FP32 else next(step for step in steps if step.name == way)
-        if step.name not in self._built:
-            self._built[step.name] = step.build(self._loaded())
-        return self._built[step.name]
+        if way not in self._built:
+            there = {step.name: step for step in self._ladder()}
+            chosen = there.get(way) or step(way, self.cache, keep=self.keep_graphs)
+            self._built[way] = chosen.build(self._loaded())
+        return self._built[way]
 
     def _loaded(self) -> Reranker:
         if self._reranker is None:
@@ -185,6 +192,14 @@ class CachedScorer:
             if self._reranker.max_length < self.max_length:
                 say(f"pairs are cut at {self._reranker.max_length} tokens, the most that this model reads")
         return self._reranker
+
+
+def _remembered(file: Path) -> Decision | None:
+    """What was decided at another time; a file that is not there, or damaged, remembers nothing."""
+    try:
+        return Decision.read(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _machine() -> list[str]:
@@ -217,12 +232,7 @@ def pair_lengths(reference: str | Path) -> Callable[[Sequence[tuple[str, str]]],
     def lengths(pairs: Sequence[tuple[str, str]]) -> NDArray[np.int64]:
         from transformers import AutoTokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        texts = dict.fromkeys(text for pair in pairs for text in pair)
-        encoded = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"] if texts else []
-        counts = dict(zip(texts, map(len, encoded), strict=True))
-        special = tokenizer.num_special_tokens_to_add(pair=True)
-        return np.array([counts[query] + counts[document] + special for query, document in pairs], dtype=np.int64)
+        return PairEncoder(AutoTokenizer.from_pretrained(folder), 512).lengths(pairs)
 
     return lengths
 

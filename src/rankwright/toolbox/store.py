@@ -43,6 +43,7 @@ class RowStore:
         self._rows_path = folder / "rows.f32"
         self._keys_path.touch()
         self._rows_path.touch()
+        self._order: NDArray[np.int64] | None = None
         self._load_keys()
 
     def __len__(self) -> int:
@@ -59,8 +60,11 @@ class RowStore:
         """The row number of each key, -1 where the store lacks it."""
         if not len(self):
             return np.full(len(keys), -1, dtype=np.int64)
-        place = np.searchsorted(self._sorted, keys).clip(max=len(self) - 1)
-        return np.where(self._sorted[place] == keys, self._order[place], -1)
+        if self._order is None:
+            self._order = np.argsort(self._keys, kind="stable")
+        order = self._order
+        place = np.searchsorted(self._keys, keys, sorter=order).clip(max=len(self) - 1)
+        return np.where(self._keys[order[place]] == keys, order[place], -1)
 
     def append(self, keys: Keys, rows: Rows) -> None:
         """Add rows; a key that is there already keeps its first row."""
@@ -72,8 +76,7 @@ class RowStore:
 
     def _load_keys(self) -> None:
         self._keys: Keys = np.fromfile(self._keys_path, dtype=np.uint64, count=self._whole())
-        self._order = np.argsort(self._keys, kind="stable")
-        self._sorted = self._keys[self._order]
+        self._order = None  # sorted when something is looked for, not with every chunk
 
     def _whole(self) -> int:
         """How many entries have both their key and their row."""

@@ -53,7 +53,7 @@ def card(name: str, base: str | Path, section: Training, trained: Trained) -> st
         f"* kept {trained.kept} of {trained.planned} planned",
     ]
     if trained.dev is not None and section.dev:
-        lines.append(
-            f"* {section.dev.metric} on dev candidates: {trained.dev_before:.4f} before, {trained.dev:.4f} after"
-        )
+        before = "" if trained.dev_before is None else f"{trained.dev_before:.4f} before, "
+        rounded = ", with int8's rounding" if section.rounded_share else ""
+        lines.append(f"* {section.dev.metric} on dev candidates: {before}{trained.dev:.4f} after{rounded}")
     return model_card(name, Path(str(base)).name, lines)

@@ -8,9 +8,16 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+
+def evaluations(records: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The records with a dev value that compare: of a training that came to round as int8 does, those since."""
+    measured = [record for record in records if record.get("dev")]
+    since = [record for record in measured if record.get("rounded")]
+    return since or measured
 
 
 class TrainingLog:

@@ -18,6 +18,7 @@ from rankwright.rooms.diagnose.case import LIMITS, Case, Finding, Number, Values
 from rankwright.toolbox import stats
 from rankwright.toolbox.lists import measure_grades
 from rankwright.toolbox.metrics import judged_queries
+from rankwright.toolbox.traininglog import evaluations
 
 _RANDOM = 20  # negatives drawn for a query that has none
 _PAIRS = 3  # scored in both orders, a query
@@ -134,7 +135,7 @@ def easy_negatives(case: Case) -> Finding:
 def overtrained(case: Case) -> Finding:
     """H9: did training go on too long, and what was forgotten?"""
     finding = Finding("H9", "over-training, forgetting", "cause")
-    tried = [record for record in case.log if record.get("dev")]
+    tried = evaluations(case.log)
     general = case.general if case.general is not None and len(case.general[0]) else None
     if not tried and general is None:
         return replace(finding, lacks="a training log with dev values, or a general collection (general: {})")

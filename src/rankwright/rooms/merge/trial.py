@@ -20,7 +20,7 @@ from rankwright.core import content_hash
 from rankwright.rooms.merge import merge
 from rankwright.sections import OF_DIFFERENCES, MergeSection
 from rankwright.toolbox.devset import DevSet, Score
-from rankwright.toolbox.engine.guard import Labels
+from rankwright.toolbox.engine.guard import Decision
 from rankwright.toolbox.front import Trial
 from rankwright.toolbox.model import has_head
 from rankwright.toolbox.scorer import CachedScorer, both_orders
@@ -45,7 +45,8 @@ class Bench:
     """How trials are made; it can be sent to another process, and called there.
 
     `dev` and `general` are asked in the order that each of them watches; lengths are in tokens of a pair. Merged models
-    stand in `folder` while they are asked. `labels` are dev's, by which a lower `precision` is judged.
+    stand in `folder` while they are asked. All points are scored as `decision` says (default: in fp32), so that they
+    compare.
     """
 
     models: tuple[Path, ...]
@@ -57,9 +58,8 @@ class Bench:
     device: str = "auto"
     max_length: int = 512
     general_length: int = 128
-    precision: str = "exact"
+    decision: Decision | None = None
     both_orders: bool = False
-    labels: Labels | None = None
     probe: Callable[[Path], NDArray[np.float32]] | None = None
 
     def __call__(self, point: Point) -> Trial:
@@ -99,7 +99,7 @@ class Bench:
             cache=self.cache,
             device=self.device,
             max_length=length,
-            precision=self.precision,
-            labels=self.labels,
+            decision=self.decision,
+            keep_graphs=model in self.models,
         )
         return partial(both_orders(scorer) if self.both_orders else scorer, what=what)

@@ -17,6 +17,7 @@ from rankwright.rooms.report.view import BLEND, ReportView, compared
 from rankwright.toolbox import charts, metrics
 from rankwright.toolbox.charts import Average, Line, Measured, Plot, Spot, Step
 from rankwright.toolbox.table import Table, arm_name, interval
+from rankwright.toolbox.traininglog import evaluations
 
 Values = NDArray[np.float64]
 
@@ -379,7 +380,7 @@ def training(name: str, log: Sequence[Mapping[str, Any]]) -> Curve:
     One with ``averaged_dev`` is the mean of the last weights evaluated: where it was kept, no checkpoint was.
     """
     steps = [record for record in log if _finite(record.get("loss"))]
-    tried = [record for record in log if record.get("dev")]
+    tried = evaluations(log)
     metric = next(iter(tried[0]["dev"])) if tried else ""
     tried = [record for record in tried if _finite(record["dev"].get(metric))]
     dev = [(float(record["step"]), float(record["dev"][metric])) for record in tried]

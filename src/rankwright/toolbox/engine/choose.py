@@ -5,7 +5,8 @@ ranks as fp32 does. It does not know whether one does, nor what is scored.
 
     CPU         openvino int8+bf16 and openvino bf16, where bf16 is faster than fp32, else openvino int8; or without
                 OpenVINO torch bf16 (likewise) and onnx; torch fp32
-    cuda, mps   torch bf16 where the hardware has it; torch fp32
+    cuda        torch bf16 where the hardware has it; torch fp32
+    mps         torch fp32
 
 int8 is OpenVINO's, with scales of the activations found at run time: it kept 0.98 of the top ten where static scales,
 calibrated by NNCF, kept 0.96 (a MiniLM trained on `seealso:`). So ``balanced`` may take it too, by its own thresholds.
@@ -17,21 +18,26 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rankwright.errors import ModelError
+from rankwright.errors import MissingExtraError, ModelError
 from rankwright.toolbox import engine
 from rankwright.toolbox.device import choose_precision
 from rankwright.toolbox.engine.forward import TorchBackend
 
 if TYPE_CHECKING:
+    from rankwright.toolbox.engine import openvino
     from rankwright.toolbox.model import Reranker
 
+FP32 = "torch fp32"
+"""The reference, which every machine has."""
 _FAR = 0.5
 """Scores that differ by more than that share of their size, or so much, are no rounding."""
+
+_EXTRAS = "pip install 'rankwright[fast]' for openvino, 'rankwright[onnx]' for onnxruntime; or precision exact"
 
 Pairs = Sequence[tuple[str, str]]
 Scorer = Callable[[Pairs], NDArray[np.float32]]
@@ -49,8 +55,12 @@ class Step:
 
         Raises:
             ModelError: the model's family cannot be computed so, or comes out wrong on this machine.
+            MissingExtraError: its library is not installed.
         """
-        backend = self.make(reranker)
+        try:
+            backend = self.make(reranker)
+        except ModuleNotFoundError as error:
+            raise MissingExtraError(f"{self.name} needs {error.name}", hint=_EXTRAS) from None
         if not isinstance(backend, TorchBackend):
             _refuse_wrong(backend, reranker)
         return backend
@@ -61,26 +71,27 @@ class Step:
         return lambda pairs: engine.score(backend, reranker.encoder, pairs)
 
 
-def backends(word: str, device: str, cache: Path | None = None) -> list[Step]:
-    """The steps for a word on a device, the fastest first; the last is ``torch fp32``.
+def backends(word: str, device: str, cache: Path | None = None, *, keep: bool = True) -> list[Step]:
+    """The steps for a word on a device, the fastest first; the last is `FP32`.
 
-    With a `cache` folder, converted models and what was measured of the processor are kept there. Only for models that
-    are as their folder has them.
+    With a `cache` folder, what was measured of the processor is kept there and, where they are to `keep`, converted
+    models. The latter only for models that are as their folder has them.
     """
-    names = ["torch fp32"] if word == "exact" else [*_faster(device, cache), "torch fp32"]
-    return [step(name, cache) for name in names]
+    names = [FP32] if word == "exact" else [*_faster(device, cache), FP32]
+    return [step(name, cache, keep=keep) for name in names]
 
 
-def step(name: str, cache: Path | None = None) -> Step:
+def step(name: str, cache: Path | None = None, *, keep: bool = True) -> Step:
     """The way of this name, whether this machine is the faster with it or not.
 
     Raises:
         ValueError: there is no such way.
     """
     library, _, precision = name.partition(" ")
-    if library not in _MAKERS:
-        raise ValueError(f"{name!r} is no way to score")
-    return Step(name, partial(_MAKERS[library], precision=precision, cache=cache))
+    if precision not in _PRECISIONS.get(library, ()):
+        known = ", ".join(f"{library} {one}" for library, each in _PRECISIONS.items() for one in each)
+        raise ValueError(f"{name!r} is no way to score; there are {known}")
+    return Step(name, partial(_MAKERS[library], precision=precision, cache=cache if keep else None))
 
 
 def _faster(device: str, cache: Path | None) -> list[str]:
@@ -90,7 +101,7 @@ def _faster(device: str, cache: Path | None) -> list[str]:
     from rankwright.toolbox.engine import onnx, openvino
 
     if openvino.available():
-        return ["openvino int8+bf16", "openvino bf16"] if openvino.bf16_pays() else ["openvino int8"]
+        return ["openvino int8+bf16", "openvino bf16"] if openvino.bf16_pays(cache) else ["openvino int8"]
     halved = ["torch bf16"] if choose_precision("auto", device, cache)[0] == "bf16" else []
     return [*halved, *(["onnx fp32"] if onnx.available() else [])]
 
@@ -99,12 +110,11 @@ def _torch(reranker: Reranker, precision: str, cache: Path | None) -> engine.Bac
     return TorchBackend(reranker.model, reranker.pad_id, precision)
 
 
-def _openvino(reranker: Reranker, precision: str, cache: Path | None) -> engine.Backend:
+def _openvino(reranker: Reranker, precision: openvino.Precision, cache: Path | None) -> engine.Backend:
     from rankwright.toolbox.engine import openvino
 
     kept, mark = _place(reranker, cache)
-    known: dict[str, openvino.Precision] = {name: name for name in get_args(openvino.Precision)}
-    return openvino.build(reranker.model, reranker.pad_id, precision=known[precision], cache=kept, fingerprint=mark)
+    return openvino.build(reranker.model, reranker.pad_id, precision=precision, cache=kept, fingerprint=mark)
 
 
 def _onnx(reranker: Reranker, precision: str, cache: Path | None) -> engine.Backend:
@@ -114,7 +124,12 @@ def _onnx(reranker: Reranker, precision: str, cache: Path | None) -> engine.Back
     return onnx.build(reranker.model, reranker.pad_id, cache=kept, fingerprint=mark)
 
 
-_MAKERS = {"torch": _torch, "openvino": _openvino, "onnx": _onnx}
+_MAKERS: dict[str, Callable[..., engine.Backend]] = {"torch": _torch, "openvino": _openvino, "onnx": _onnx}
+_PRECISIONS = {
+    "torch": ("fp32", "bf16", "fp16"),
+    "openvino": ("fp32", "bf16", "int8", "int8+bf16"),
+    "onnx": ("fp32",),
+}
 
 
 def _refuse_wrong(backend: engine.Backend, reranker: Reranker) -> None:

@@ -15,9 +15,7 @@ import torch
 from torch import nn
 
 from rankwright.toolbox.engine.exported import IDS, MASK, TYPES
-
-_KNOWN = ("BertForSequenceClassification", "RobertaForSequenceClassification", "XLMRobertaForSequenceClassification")
-"""Classes whose layers `_FirstRow` computes itself."""
+from rankwright.toolbox.engine.packed import supported
 
 
 @dataclass(frozen=True)
@@ -34,7 +32,7 @@ def export_of(model: Any) -> Export:
     The module takes int64 (count, length) ids, types where `inputs` names them, and a mask (1 at tokens) where
     `inputs` names it; without a mask all pairs of a call must have the same length. It gives float (count,) logits.
     """
-    module = _FirstRow(model) if _is_known(model) else _Whole(model)
+    module = _FirstRow(model) if supported(model) else _Whole(model)
     module.eval()
     return Export(module, module.inputs)
 
@@ -50,13 +48,6 @@ def _uses_types(model: Any) -> bool:
     """Whether the token types can matter: some are known, and the model takes them."""
     known = int(getattr(model.config, "type_vocab_size", 0) or 0) > 1
     return known and TYPES in inspect.signature(model.forward).parameters
-
-
-def _is_known(model: Any) -> bool:
-    """Whether `_FirstRow` computes what this model does."""
-    config = model.config
-    causal = getattr(config, "is_decoder", False) or getattr(config, "add_cross_attention", False)
-    return type(model).__name__ in _KNOWN and not causal
 
 
 class _Whole(nn.Module):

@@ -5,7 +5,7 @@ comes a Decision: the first way whose order of the run's own queries is fp32's f
 of every way tried. Scores come from a callable. It does not know how they are computed, cached or kept.
 
     balanced   top-10 overlap >= 0.95 and, with labels, |change of nDCG@10| <= 0.002
-    fast       with labels, |change of nDCG@10| <= 0.005; without, top-10 overlap >= 0.90
+    fast       top-10 overlap >= 0.90 and, with labels, |change of nDCG@10| <= 0.005
 
 The point estimate decides, not its interval: a way that only may be good enough is left, which costs time and no
 quality. But one relevant document that moves from the first to the second rank changes the mean over 30 queries by
@@ -37,11 +37,12 @@ QUERIES = 30
 """Queries of the first sample."""
 CANDIDATES = 50
 """Candidates of a query that are compared, the first that were asked for."""
+FEWEST = 10
+"""Queries that a mean needs, not to be one of chance."""
 RATIO = 4
 """So many times the pairs of a sample a run must have, for the sample to be worth its time."""
 
 _SHORTEST = 5  # candidates: the order of fewer says next to nothing
-_FEWEST = 10  # queries: a mean over fewer is a mean of chance
 _UNCLEAR = 2.0
 _TOP = 10
 
@@ -107,7 +108,7 @@ class Agreement:
             for high, low, known in zip(exact, lower, judged, strict=True)
             if known and any(grade > 0 for grade in known.ideal)
         ]
-        enough = len(changes) >= _FEWEST
+        enough = len(changes) >= FEWEST
         apart = np.abs(np.concatenate(lower).astype(np.float64) - np.concatenate(exact))
         return cls(
             queries=len(exact),
@@ -125,9 +126,8 @@ class Agreement:
         if not math.isfinite(self.difference):
             return "scores are not finite"
         rule = _RULES[word]
-        least = rule.overlap if self.change is not None else rule.unlabelled
-        if self.overlap < least:
-            return f"top-{_TOP} overlap below {least:g}"
+        if self.overlap < rule.overlap:
+            return f"top-{_TOP} overlap below {rule.overlap:g}"
         if self.change is not None and abs(self.change) > rule.change:
             return f"nDCG@10 changes by more than {rule.change:g}"
         return ""
@@ -153,12 +153,11 @@ class Agreement:
 
 
 class _Rule(NamedTuple):
-    overlap: float  # with labels
-    unlabelled: float  # without
-    change: float
+    overlap: float
+    change: float  # with labels
 
 
-_RULES = {"balanced": _Rule(0.95, 0.95, 0.002), "fast": _Rule(0.0, 0.90, 0.005)}
+_RULES = {"balanced": _Rule(0.95, 0.002), "fast": _Rule(0.90, 0.005)}
 
 
 def _order(scores: NDArray[np.float32]) -> NDArray[np.int64]:
@@ -280,7 +279,7 @@ class Sample:
     @property
     def worth(self) -> bool:
         """Whether the run is large enough to pay for the first sample, and the sample to tell something."""
-        return len(self.rankings) >= _FEWEST and self._affordable(QUERIES)
+        return len(self.rankings) >= FEWEST and self._affordable(QUERIES)
 
     def larger(self, queries: int) -> int | None:
         """Twice as many queries, or as many as there are; None where the run does not pay for more."""

@@ -1,7 +1,7 @@
 """The engine's OpenVINO backend: a batch of `Tokens` to logits on a CPU, in fp32, bf16 or int8.
 
 In: a loaded classifier (or a cache that knows it). Out: a callable over `Tokens`. int8 keeps each weight matrix as int8
-with one scale an output row, and OpenVINO rounds the activations at run time, in groups of `_GROUP` values: no
+with one scale an output row, and OpenVINO rounds the activations at run time, in groups of `INT8_GROUP` values: no
 calibration, and a better ranking than activations with fixed scales. All that is no product with weights is computed in
 fp32 beside it (int8), or in bf16 (int8+bf16). Knows nothing of texts, tokenizers or guards.
 """
@@ -9,7 +9,9 @@ fp32 beside it (int8), or in bf16 (int8+bf16). Knows nothing of texts, tokenizer
 from __future__ import annotations
 
 import importlib
+import shutil
 import sys
+import threading
 import time
 from functools import cache as remembered
 from pathlib import Path
@@ -18,7 +20,18 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from rankwright.errors import ModelError
-from rankwright.toolbox.engine.exported import MASK, TOKEN_BUDGET, cached_folder, chunks, feed, keep_folder, reason
+from rankwright.toolbox.device import measured
+from rankwright.toolbox.engine.exported import (
+    INT8_GROUP,
+    INT8_ROWS,
+    MASK,
+    TOKEN_BUDGET,
+    cached_folder,
+    chunks,
+    feed,
+    keep_folder,
+    reason,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -27,13 +40,8 @@ if TYPE_CHECKING:
 
 Precision = Literal["fp32", "bf16", "int8", "int8+bf16"]
 
-_GROUP = 128
-"""Activations that share a scale in int8. Larger groups are faster and rank worse: top-10 overlap with fp32 0.987 (64),
-0.986 (128), 0.973 (384, a whole row). One that does not divide a layer's inputs leaves that layer in float."""
-
-_FEWEST_ROWS = 16
-"""Outputs that a layer has at least, to be int8."""
-
+_WORTH_IT = 1.1
+"""So many times faster bf16 must be, to be a way of its own."""
 _PROBE = (256, 768, 3072)
 
 
@@ -53,18 +61,24 @@ def bf16_supported() -> bool:
         return False
 
 
-@remembered
-def bf16_pays() -> bool:
-    """Whether a product of a layer's size is faster in bf16 than in fp32 here: tried once, in a fraction of a second.
+def bf16_pays(cache: Path | None = None) -> bool:
+    """Whether a product of a layer's size is faster in bf16 than in fp32 here.
 
-    Without AMX some processors do bf16 no faster than fp32, and the conversions come on top. Never raises.
+    Tried once a process, in a fraction of a second; with a `cache` folder, once. Without AMX some processors do bf16 no
+    faster than fp32, and the conversions come on top. Never raises.
     """
     if not bf16_supported():
         return False
+    return measured(cache, f"openvino {_openvino().get_version()}", _bf16_gain) >= _WORTH_IT
+
+
+@remembered
+def _bf16_gain() -> float:
+    """How many times faster a product is in bf16 than in fp32; 0 where it cannot be tried."""
     try:
-        return _product_seconds("bf16") < 0.9 * _product_seconds("f32")
+        return _product_seconds("f32") / _product_seconds("bf16")
     except Exception:  # as above
-        return False
+        return 0.0
 
 
 def build(
@@ -85,14 +99,22 @@ def build(
     ov = _openvino()
     kind = "int8" if precision.startswith("int8") else "float"
     kept = cached_folder(cache, "openvino", fingerprint, kind, ov.get_version())
-    core = ov.Core()
+    core, options = ov.Core(), _options(precision, threads)
+    if kept and (kept / "model.xml").exists():
+        try:
+            return OpenVinoBackend(
+                core.compile_model(core.read_model(kept / "model.xml"), "CPU", options), precision, pad_id
+            )
+        except RuntimeError as error:
+            if model is None:
+                raise ModelError(f"OpenVINO cannot read its graph: {reason(error)}", where=str(kept)) from error
+            shutil.rmtree(kept, ignore_errors=True)  # damaged: converted anew
     try:
-        found = kept is not None and (kept / "model.xml").exists()
-        graph = core.read_model(kept / "model.xml") if kept and found else _converted(model, kind)
-        compiled = core.compile_model(graph, "CPU", _options(precision, threads))
+        graph = _converted(model, kind)
+        compiled = core.compile_model(graph, "CPU", options)
     except Exception as error:  # whatever a foreign architecture makes torch or OpenVINO raise
         raise ModelError(f"OpenVINO cannot run this model in {precision}: {reason(error)}") from error
-    if kept and not found:
+    if kept:
         with keep_folder(kept) as made:
             ov.save_model(graph, made / "model.xml", compress_to_fp16=False)
     return OpenVinoBackend(compiled, precision, pad_id)
@@ -112,6 +134,7 @@ class OpenVinoBackend:
         self._inputs: list[str] = [port.get_any_name() for port in compiled.inputs]
         self._pad_id = pad_id
         self._queue = _openvino().AsyncInferQueue(compiled)
+        self._lock = threading.Lock()  # the queue has one callback: of one call
 
     def __call__(self, batch: Tokens) -> NDArray[np.float32]:
         """The logits of the pairs, float32 (count,), in their order, which should be longest first."""
@@ -120,10 +143,11 @@ class OpenVinoBackend:
         def keep(request: Any, positions: NDArray[np.int64]) -> None:
             logits[positions] = request.get_output_tensor(0).data.reshape(-1)
 
-        self._queue.set_callback(keep)
-        for positions in chunks(batch.lengths, padded=MASK in self._inputs):
-            self._queue.start_async(feed(batch, positions, self._inputs, self._pad_id), positions)
-        self._queue.wait_all()
+        with self._lock:
+            self._queue.set_callback(keep)
+            for positions in chunks(batch.lengths, padded=MASK in self._inputs):
+                self._queue.start_async(feed(batch, positions, self._inputs, self._pad_id), positions)
+            self._queue.wait_all()
         return logits
 
 
@@ -161,7 +185,7 @@ def _options(precision: Precision, threads: int | None) -> dict[str, Any]:
     options: dict[str, Any] = {
         "PERFORMANCE_HINT": "THROUGHPUT",
         "INFERENCE_PRECISION_HINT": "bf16" if precision.endswith("bf16") else "f32",
-        "DYNAMIC_QUANTIZATION_GROUP_SIZE": _GROUP if precision.startswith("int8") else 0,
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": INT8_GROUP if precision.startswith("int8") else 0,
     }
     if threads:
         options["INFERENCE_NUM_THREADS"] = threads
@@ -199,7 +223,7 @@ def _round_weights(graph: Any) -> None:
         weight = node.input_value(1).get_node()
         if weight.get_type_name() != "Constant" or len(weight.shape) != 2:
             continue
-        if weight.shape[0] < _FEWEST_ROWS:
+        if weight.shape[0] < INT8_ROWS:
             continue
         values = weight.data.astype(np.float32)
         scales = np.maximum(np.abs(values).max(axis=1, keepdims=True), 1e-12) / 127

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
 FAMILIES = ("BertForSequenceClassification", "RobertaForSequenceClassification", "XLMRobertaForSequenceClassification")
 """Classes that are computed here; any other is padded and masked by the caller."""
-
-Drop = Callable[["Tensor"], "Tensor"]
 
 _LEVEL = 0.7
 """In training a group of pairs is padded for attention alone, where its shortest has at least this share of the
@@ -223,7 +221,7 @@ def _trained_layer(layer: Any, hidden: Tensor, stretches: list[_Stretch], firsts
     """
     own = layer.attention.self
     noise = Noise(seed)
-    drop = partial(noise.drop, rate=own.dropout.p) if own.training and own.dropout.p else None
+    drop = (noise, own.dropout.p) if own.training and own.dropout.p else None
     context = attend(_mixed(own, hidden), stretches, own.num_attention_heads, first_only=firsts is not None, drop=drop)
     rows = hidden if firsts is None else hidden[firsts]
     attended = _added(layer.attention.output, context, rows, noise)
@@ -249,11 +247,16 @@ def _mixed(own: Any, hidden: Tensor) -> Tensor:
 
 
 def attend(
-    mixed: Tensor, stretches: list[_Stretch], heads: int, *, first_only: bool = False, drop: Drop | None = None
+    mixed: Tensor,
+    stretches: list[_Stretch],
+    heads: int,
+    *,
+    first_only: bool = False,
+    drop: tuple[Noise, float] | None = None,
 ) -> Tensor:
     """Softmax(QKᵀ/√d)V within each pair: (tokens, 3 x hidden) to (tokens, hidden), or (pairs, hidden) of first rows.
 
-    `drop` is dropout's, of the softmax.
+    `drop` is the dropout of the softmax: its draws and its rate.
     """
     import torch
 
@@ -265,7 +268,9 @@ def attend(
     return (parts[0] if len(parts) == 1 else torch.cat(parts)).view(-1, hidden)
 
 
-def _attend_one(mixed: Tensor, stretch: _Stretch, heads: int, first_only: bool, drop: Drop | None) -> Tensor:
+def _attend_one(
+    mixed: Tensor, stretch: _Stretch, heads: int, first_only: bool, drop: tuple[Noise, float] | None
+) -> Tensor:
     """Attention of one stretch: its rows, or its pairs' first rows, (…, hidden)."""
     import torch
     from torch.nn import functional
@@ -279,11 +284,14 @@ def _attend_one(mixed: Tensor, stretch: _Stretch, heads: int, first_only: bool, 
     query, key, value = (laid[:, :, part].transpose(1, 2) for part in range(3))
     if first_only:
         query = query[:, :, :1]
-    if drop is None:
-        context = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-    else:
+    if drop and mixed.device.type == "cpu":
+        noise, rate = drop
         logits = query @ key.transpose(-1, -2) * (query.shape[-1] ** -0.5)
-        context = drop((logits if mask is None else logits.masked_fill(~mask, -torch.inf)).softmax(-1)) @ value
+        shares = (logits if mask is None else logits.masked_fill(~mask, -torch.inf)).softmax(-1)
+        context = noise.drop(shares, rate) @ value
+    else:  # a GPU's kernel draws by itself, and keeps no shares
+        rate = drop[1] if drop else 0.0
+        context = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=rate)
     found = context.transpose(1, 2).reshape(-1, mixed.shape[1] // 3)
     return found if real is None or first_only else functional.embedding(real, found)
 

@@ -7,7 +7,7 @@ text is tokenised once and the pairs are joined from ids. Knows nothing of model
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -70,6 +70,15 @@ class Tokens:
         where = spread(self.starts[chosen], lengths)
         types = None if self.types is None else self.types[where]
         return Tokens(self.ids[where], types, stacked(lengths))
+
+
+def joined(parts: Iterable[Tokens]) -> Tokens:
+    """The pairs of all parts, in their order."""
+    there = list(parts)
+    typed = [part.types for part in there if part.types is not None]
+    starts = stacked(np.concatenate([np.zeros(0, np.int64), *(part.lengths for part in there)]))
+    ids = np.concatenate([np.zeros(0, np.int32), *(part.ids for part in there)])
+    return Tokens(ids, np.concatenate(typed) if typed else None, starts)
 
 
 def stacked(lengths: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -1,9 +1,9 @@
 """Files of (query, document) pairs, read in one go from front to end: JSONL or TSV, also gzipped.
 
-    JSONL   query (or anchor) and document (or passage, or text with or without title); query_id (qid) and document_id
-            (doc_id, docid, passage_id, pid) where there are some
+    JSONL   query (or anchor) and document (or passage, or text), behind a title where there is one; query_id (qid) and
+            document_id (doc_id, docid, passage_id, pid) where there are some
     TSV     two columns, query and document; or four, query_id, document_id, query, document, as MS MARCO has them; or
-            any of these under a first line of their names
+            any of these under a first line of their names; other columns are passed over
 
 A suffix says which it is, else the first line. Memory is constant. It does not know what pairs are read for.
 """
@@ -147,9 +147,13 @@ def _tsv_rows(path: Path, notes: Notes) -> Iterator[tuple[str, Mapping[str, Any]
             continue
         if names is None:
             words = tuple(cell.strip().lower() for cell in cells)
-            names = words if set(words) <= _NAMES else _BARE.get(len(cells), _BARE[2])
+            named = set(words) & _NAMES
+            names = words if len(named) > 1 else _BARE.get(len(cells), _BARE[2])
             if names == words:
                 continue
+            if named & {"query", "anchor", "document", "passage"}:  # in a file without names, a pair of such words
+                notes.problem(f"{path}:{number}: names, but not of a query and a document: {', '.join(words)}")
+                return
         if len(cells) == len(names):
             yield f"{path}:{number}", dict(zip(names, cells, strict=True))
         else:
@@ -175,8 +179,8 @@ def _pair(columns: Mapping[str, Any], place: str, notes: Notes) -> Pair | None:
 def _text(columns: Mapping[str, Any], key: str, place: str, notes: Notes) -> str | None:
     """A text; an empty one is one too, since each pair has its score."""
     value = columns[key]
-    if key == "text" and not is_nothing(columns.get("title")):
-        return titled(columns, place, notes)
+    if key in _DOCUMENT and not is_nothing(columns.get("title")):
+        return titled({"title": columns["title"], "text": value}, place, notes)
     if isinstance(value, str) and is_nothing(value):
         notes.repair("pairs with an empty text, scored as they are", place)
         return value
