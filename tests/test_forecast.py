@@ -42,9 +42,9 @@ def timed(monkeypatch):
     """Every model does 10 passes a second and has a million parameters; the models that were timed."""
     asked = []
 
-    def time(self, reference, *, pairs):
+    def time(self, reference, longest, *, pairs):
         asked.append((reference, pairs))
-        return forecasting._Shape(10.0, 1_000_000, 1_000.0)
+        return forecasting._Shape(10.0, 1_000_000, 0, 1_000.0)
 
     monkeypatch.setattr(forecasting._Shapes, "_time", time)
     return asked

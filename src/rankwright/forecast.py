@@ -1,7 +1,8 @@
 """How much work an experiment is, before any of it is done: pairs, seconds and memory for each stage.
 
 Reads the collection and models' configurations; times one small batch of a model of the right shape with random
-weights. Estimates are rough (a factor of two), and say so.
+weights, padded and in fp32. Estimates are rough (a factor of two), and say so; scoring in a lower precision, where the
+run finds that its order is the same, takes a third of what is told.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,10 @@ from rankwright.toolbox.device import choose_device
 from rankwright.toolbox.engine.forward import TOKEN_BUDGET
 from rankwright.toolbox.schedule import PASSES, count_steps, epoch_steps
 from rankwright.toolbox.weights import locate
+
+_SAMPLE = 200  # texts
+_HEAPS = 0.5
+"""A text n times as long has n to this power as many different words (Heaps 1978; 0.4 to 0.6 in English)."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,8 @@ class _Shape:
 
     per_second: float
     parameters: int
+    unused: int
+    """Of them, rows of the word embedding that the texts do not use: they are not trained."""
     activations: float
 
 
@@ -76,7 +83,11 @@ def forecast(experiment: Experiment, collection: Collection) -> list[Work]:
         watched = min(experiment.rerank.dev_queries, len(collection.qrels.get("dev", {})))
         on_dev = watched if experiment.blend and plan.split != "dev" else 0
         pairs = (len(collection.qrels.get(plan.split, {})) + on_dev) * depth
-        told += [shapes.work(f"rerank {arm}", pairs, "pairs", _root(model, plan)) for arm, model in plan.arms.items()]
+        longest = experiment.rerank.max_length
+        note = "" if experiment.rerank.precision == "exact" else "in fp32; int8, where it is as good, takes a third"
+        for arm, model in plan.arms.items():
+            work = shapes.work(f"rerank {arm}", pairs, "pairs", _root(model, plan), longest)
+            told.append(work if work.note else replace(work, note=note))
     return told
 
 
@@ -173,30 +184,31 @@ class _Shapes:
     def __init__(self, experiment: Experiment, collection: Collection) -> None:
         self.collection = collection
         self.device = choose_device(experiment.device)
-        self.known: dict[tuple[str, bool], _Shape | str] = {}
+        self.known: dict[tuple[str, bool, int], _Shape | str] = {}
 
-    def work(self, stage: str, amount: int, unit: str, model: Model) -> Work:
-        shape = self._of(model, pairs=unit.startswith("pairs"))
+    def work(self, stage: str, amount: int, unit: str, model: Model, longest: int = 512) -> Work:
+        shape = self._of(model, longest, pairs=unit.startswith("pairs"))
         if isinstance(shape, str):
             return Work(stage, amount, unit, note=shape)
         return Work(stage, amount, unit, amount / shape.per_second, shape.parameters * 4 / 1e9 + 0.5)
 
     def training(self, stage: str, pairs: int, dev_pairs: float, model: Model, section: Training) -> Work:
-        shape = self._of(model, pairs=True)
+        shape = self._of(model, section.max_length, pairs=True)
         if isinstance(shape, str):
             return Work(stage, pairs, "pairs", note=shape)
         seconds = (pairs * PASSES + dev_pairs) / shape.per_second
         trained = 0.02 if section.lora else 1.0
-        states = shape.parameters * 4 * (1 + 3 * trained)  # weights; gradients and AdamW's two moments
+        held = shape.parameters - shape.unused
+        states = held * 4 * (1 + 3 * trained)  # weights; gradients and AdamW's two moments
         kept = 0.2 if section.gradient_checkpointing else 1.0
         activations = shape.activations * 4 * kept * pairs / max(1, math.ceil(pairs / (section.batch * 10)))
         return Work(stage, pairs, "pairs", seconds, (states + activations) / 1e9 + 0.5)
 
-    def _of(self, model: Model, *, pairs: bool) -> _Shape | str:
-        key = (model.name, pairs)
+    def _of(self, model: Model, longest: int, *, pairs: bool) -> _Shape | str:
+        key = (model.name, pairs, longest)
         if key not in self.known:
             try:
-                self.known[key] = self._time(model.name, pairs=pairs)
+                self.known[key] = self._time(model.name, longest, pairs=pairs)
             except ModelError as error:
                 if not error.message.startswith("cannot reach the hub"):
                     raise  # a run would stop here too, wherever it is
@@ -205,7 +217,7 @@ class _Shapes:
                 self.known[key] = f"cannot be timed: {(str(error).splitlines() or [''])[0][:80]}"  # it may still run
         return self.known[key]
 
-    def _time(self, reference: str, *, pairs: bool) -> _Shape:
+    def _time(self, reference: str, longest: int, *, pairs: bool) -> _Shape:
         """Build the model's shape with random weights, and time a batch of typical length."""
         import torch
         from transformers import AutoConfig, AutoModel, AutoTokenizer
@@ -214,7 +226,7 @@ class _Shapes:
         tokenizer = AutoTokenizer.from_pretrained(folder)
         shape = AutoConfig.from_pretrained(folder)
         model = AutoModel.from_config(shape).eval().to(self.device)
-        tokens = self._typical_tokens(tokenizer, min(512, engine.longest_input(shape, tokenizer)), pairs=pairs)
+        tokens = self._typical_tokens(tokenizer, min(longest, engine.longest_input(shape, tokenizer)), pairs=pairs)
         count = max(1, TOKEN_BUDGET[self.device.split(":")[0]] // tokens)
         batch: Any = torch.zeros((count, tokens), dtype=torch.long, device=self.device)
         times = []
@@ -224,7 +236,16 @@ class _Shapes:
                 float(model(input_ids=batch).last_hidden_state.sum())
                 times.append(time.perf_counter() - started)
         layers, hidden = int(shape.num_hidden_layers), int(shape.hidden_size)
-        return _Shape(count / min(times[1:]), model.num_parameters(), 20.0 * layers * hidden * tokens)
+        table = model.get_input_embeddings().weight
+        unused = round(table.numel() * (1 - self._share_used(tokenizer, len(table))))
+        return _Shape(count / min(times[1:]), model.num_parameters(), unused, 20.0 * layers * hidden * tokens)
+
+    def _share_used(self, tokenizer: Any, vocabulary: int) -> float:
+        """Which share of the vocabulary the documents use: of a sample, and as Heaps' law goes on from there."""
+        texts = list(self.collection.documents.values())
+        some = texts[:: max(1, len(texts) // _SAMPLE)]
+        different = len({id for ids in tokenizer(some)["input_ids"] for id in ids})
+        return min(1.0, different * (len(texts) / len(some)) ** _HEAPS / vocabulary)
 
     def _typical_tokens(self, tokenizer: Any, longest: int, *, pairs: bool) -> int:
         """The mean length of a sample of the collection's texts, in tokens."""
@@ -233,6 +254,6 @@ class _Shapes:
         return max(4, min(longest, round(documents + queries)))
 
 
-def _mean_length(tokenizer: Any, texts: Sequence[str], sample: int = 200) -> float:
-    some = texts[:: max(1, len(texts) // sample)]
+def _mean_length(tokenizer: Any, texts: Sequence[str]) -> float:
+    some = texts[:: max(1, len(texts) // _SAMPLE)]
     return float(np.mean([len(ids) for ids in tokenizer(list(some))["input_ids"]]))
