@@ -98,7 +98,7 @@ def test_the_provenance_tells_data_candidates_models_and_versions(finished, tiny
     assert told["data"].startswith(tiny_experiment["data"]["source"])
     assert len({told["base"], told["finetuned"], told["merged"]}) == 3
     assert told["base"].startswith("distilled (")
-    assert told["precision"] == "exact; fp32 (as asked)"
+    assert told["precision"] == "exact; torch fp32 (as asked)"
     assert "transformers" in told["versions"]
 
 

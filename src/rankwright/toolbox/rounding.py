@@ -69,7 +69,7 @@ class _Product(torch.autograd.Function):
         outputs, inputs = weight.shape
         if outputs < INT8_ROWS:
             return functional.linear(rows, weight, bias)
-        coarse = rows if inputs % INT8_GROUP else rounded(rows, INT8_GROUP)
+        coarse = rounded(rows, INT8_GROUP) if inputs >= INT8_GROUP else rows
         return functional.linear(coarse, rounded(weight, inputs), bias)
 
     @staticmethod
