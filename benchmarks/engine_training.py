@@ -55,9 +55,9 @@ class System:
         return statistics.median(run[name] for run in self.runs)
 
 
-def systems() -> list[System]:
+def systems(losses: list[str]) -> list[System]:
     st, flag = "sentence-transformers", "FlagEmbedding"
-    ours = [System(f"rankwright {loss}", "rankwright", "auto", loss=loss) for loss in ("listwise", "bce")]
+    ours = [System(f"rankwright {loss}", "rankwright", "auto", loss=loss) for loss in losses]
     peers = []
     for precision in ("fp32", "bf16"):
         peers += [System(f"{st} {loss} {precision}", st, precision, "peer-st", loss) for loss in ("bce", "listnet")]
@@ -106,7 +106,7 @@ def _cell(shape: str, workload: str, options: argparse.Namespace) -> list[str]:
     )
     file = options.work / "groups.json"
     file.write_text(json.dumps(lists))
-    chosen = [one for one in systems() if _wanted(one, options)]
+    chosen = [one for one in systems(options.losses) if _wanted(one, options)]
     for number in range(options.rounds):
         turn = number % len(chosen)
         for system in chosen[turn:] + chosen[:turn]:

@@ -184,6 +184,7 @@ class _Loop:
         self.texts = TextTokens(self.reranker.tokenizer, self.reranker.max_length, [*pairs, *watched])
         used = self.texts.used(self.reranker.pad_id)
         self.active = ActiveRows.of(self.reranker.model, used, self.reranker.source)
+        footprint.release(self.bench.device)  # of the whole table, and of reading texts
         if self.active:
             rows, size = len(self.active.rows), self.active.size
             self._note(f"{self.bench.title}: the texts use {rows} of {size} tokens; the others' embeddings stay as is")
@@ -198,6 +199,7 @@ class _Loop:
         room = footprint.room(model, self.device, read_memory(self.section.memory))
         lengths = longest_draws(self.texts, self.groups, self.section.sample)
         can, must = bool(model.supports_gradient_checkpointing), self.section.gradient_checkpointing
+        footprint.release(self.device)
         choice = footprint.choose(cost, lengths, self.section.batch, room, may=can, must=must)
         self._note(f"{self.bench.title}: {choice.said(self.section.batch, room, self.section.memory)}")
         return choice
@@ -453,6 +455,8 @@ class _Loop:
         model = self._bare()
         del self.optimizer
         self.accelerator.free_memory()  # before the whole table is back
+        model.zero_grad(set_to_none=True)
+        footprint.release(self.device)
         if self.active:
             self.active.restore()
         head = exits.detach(model, self.section.exit) if self.section.exit else None
