@@ -116,7 +116,7 @@ def _cell(shape: str, workload: str, options: argparse.Namespace) -> list[str]:
     lengths = made.tokens(folder, lists)
     head = f"### {shape}, {workload}: {GROUPS} queries x {DOCUMENTS} documents a step, {options.steps} steps, "
     rows = next((run["rows"] for one in chosen if one.ours for run in one.runs), "?")
-    told = f"{lengths.mean():.1f} tokens a pair; {len(lists):,} groups, in which {rows} tokens occur"
+    told = f"{lengths.mean():.1f} tokens a pair; {len(lists):,} groups, in which {rows} occur"
     return [head + told, "", *_table(chosen)]
 
 
