@@ -245,7 +245,8 @@ class _Shapes:
         texts = list(self.collection.documents.values())
         some = texts[:: max(1, len(texts) // _SAMPLE)]
         different = len({id for ids in tokenizer(some)["input_ids"] for id in ids})
-        return min(1.0, different * (len(texts) / len(some)) ** _HEAPS / vocabulary)
+        share: float = different * (len(texts) / len(some)) ** _HEAPS / vocabulary
+        return min(1.0, share)
 
     def _typical_tokens(self, tokenizer: Any, longest: int, *, pairs: bool) -> int:
         """The mean length of a sample of the collection's texts, in tokens."""
