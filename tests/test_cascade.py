@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from rankwright.rooms import train as room
 from rankwright.rooms.train import Workbench, train
 from rankwright.sections import CascadeSection, LoraSection, RerankSection, Training
 from rankwright.toolbox import cascaded, exits
-from rankwright.toolbox.cascaded import CascadeScorer, calibrate, measure
+from rankwright.toolbox.cascaded import Calibrated, CascadeScorer, calibrate, measure
 from rankwright.toolbox.engine import cascade as stairs
 from rankwright.toolbox.engine import packed
 from rankwright.toolbox.engine.cascade import Cascade, joined, survivors
@@ -320,3 +321,19 @@ def test_the_stage_measures_the_cascade_on_dev_prints_it_and_scores_other_arms_i
 def test_a_cascade_without_any_exit_head_is_a_config_error(tiny_experiment, base, tmp_path):
     with pytest.raises(ConfigError, match="no arm's model has an exit head"):
         rankwright.run(plain(tiny_experiment, base), runs=tmp_path)
+
+
+def test_where_the_base_was_kept_there_is_no_exit_and_all_is_scored_in_full(tiny_experiment, base, tmp_path):
+    experiment = plain(tiny_experiment, base, exit=1, learning_rate=1e-30)  # no step ranks dev better
+    result = rankwright.run(experiment, runs=tmp_path)
+    assert not (tmp_path / "tiny/train/finetuned/model/exit").exists()
+    assert json.loads((tmp_path / "tiny/rerank/cascade.json").read_text()) == {}
+    lines = {outcome.stage: outcome.lines for outcome in result.outcomes}
+    assert "no cascade: the trainings with an exit kept their base, which has none" in lines["rerank"]
+
+
+def test_what_dev_does_not_allow_is_said():
+    forbids = Calibrated(1, 10, 0.002, np.inf, 1.0, 0.5, 0.0)
+    assert not forbids.allows
+    assert "no cascade: dev loses more than 0.002" in forbids.said()
+    assert replace(forbids, margin=0.5).allows

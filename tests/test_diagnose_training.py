@@ -281,6 +281,13 @@ def log(*values, each=True, spread=0.0):
     ]
 
 
+def test_dev_values_of_before_the_rounding_are_not_held_against_those_since():
+    since = [{**record, "rounded": True} for record in log(0.4, 0.45)]
+    finding = training.overtrained(case(log=[*log(0.3, 0.6), *since]))
+    assert not finding.fires
+    assert "Dev's best is 0.4500" in finding.reading
+
+
 def test_training_past_its_best_fires():
     finding = training.overtrained(case(log=log(0.3, 0.5, 0.4)))
     assert finding.fires

@@ -8,7 +8,7 @@ import threading
 import numpy as np
 import pytest
 
-from rankwright.toolbox.engine.pairs import PairEncoder, Tokens, longest_first
+from rankwright.toolbox.engine.pairs import PairEncoder, Tokens, joined, longest_first, stacked
 
 SENTENCES = [
     "How do I sort an array of numbers quickly?",
@@ -381,3 +381,12 @@ def test_take_gives_the_chosen_pairs_in_the_order_asked_for(make):
         if tokens.types is not None:
             assert rows(taken, taken.types) == [rows(tokens, tokens.types)[position] for position in chosen]
         assert len(tokens.take([])) == 0
+
+
+def test_parts_joined_are_the_whole():
+    def tokens(ids, *lengths):
+        return Tokens(np.array(ids, np.int32), None, stacked(np.array(lengths, np.int64)))
+
+    whole = joined([tokens([5, 6, 7], 1, 2), tokens([]), tokens([8], 1)])
+    assert (whole.ids.tolist(), whole.lengths.tolist(), whole.types) == ([5, 6, 7, 8], [1, 2, 1], None)
+    assert len(joined([])) == 0

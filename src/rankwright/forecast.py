@@ -84,7 +84,8 @@ def forecast(experiment: Experiment, collection: Collection) -> list[Work]:
         on_dev = watched if experiment.blend and plan.split != "dev" else 0
         pairs = (len(collection.qrels.get(plan.split, {})) + on_dev) * depth
         longest = experiment.rerank.max_length
-        note = "" if experiment.rerank.precision == "exact" else "in fp32; int8, where it is as good, takes a third"
+        lower = experiment.rerank.precision != "exact" and shapes.device == "cpu"
+        note = "in fp32; int8, where it is as good, takes a third" if lower else ""
         for arm, model in plan.arms.items():
             work = shapes.work(f"rerank {arm}", pairs, "pairs", _root(model, plan), longest)
             told.append(work if work.note else replace(work, note=note))

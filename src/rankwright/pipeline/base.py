@@ -28,7 +28,10 @@ ROOMS = (
     *("evaluate", "rag", "diagnose", "verdict", "report"),
 )
 
-VERSIONS = dict.fromkeys(ROOMS, 1) | {"recipe": 2, "train": 2, "rerank": 3, "blend": 3, "evaluate": 3, "report": 3}
+VERSIONS = dict.fromkeys(ROOMS, 1) | {
+    **{"recipe": 2, "mine": 2, "train": 3, "merge": 2, "rerank": 4, "blend": 3, "general": 2},
+    **{"evaluate": 3, "diagnose": 2, "report": 4},
+}
 """Raise a room's number when the same input gives another output: boxes made before are then made anew."""
 
 

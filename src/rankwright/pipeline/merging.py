@@ -118,7 +118,7 @@ class Merging:
         """How all points are scored: as the last model that has a head may be, on the same queries of dev."""
         rerank = self._rerank()
         scorer = CachedScorer(
-            next(folder for folder in reversed(self._folders()) if has_head(folder)),
+            next((folder for folder in reversed(self._folders()) if has_head(folder)), self._folders()[-1]),
             cache=self.site.folder.cache,
             device=self.site.experiment.device,
             max_length=rerank.max_length,

@@ -18,7 +18,7 @@ from rankwright.plan import BLENDED, Model
 from rankwright.rooms.blend import blend, blended, fuse, fused
 from rankwright.rooms.general import general
 from rankwright.rooms.rerank import pairs_of, rerank
-from rankwright.toolbox.cascaded import CascadeScorer
+from rankwright.toolbox.cascaded import Calibrated, CascadeScorer
 from rankwright.toolbox.engine.choose import FP32
 from rankwright.toolbox.engine.guard import Decision
 from rankwright.toolbox.exits import ExitHead
@@ -66,14 +66,15 @@ class Reranking:
         pairs = [pair for run in runs.values() for pair in pairs_of(collection, run, depth=section.depth)]
         for arm, model in self.site.plan.arms.items():
             score, cached = self.site.scorer(model)
-            cascade = self._cascade(arm, model, heads[arm]) if arm in heads else None
-            if cascade and cascade.calibrated:
-                cascades[arm] = cascade.calibrated.values()
-            if cascade and cascade.calibrated and cascade.calibrated.allows:
-                score, decided[arm] = cascade, Decision(section.precision, FP32, True, cascade.calibrated.said())
-            else:
-                told += [f"{arm}: {cascade.calibrated.said()}"] if cascade and cascade.calibrated else []
-                decided[arm] = cached.decide(pairs)  # once, for all that is compared and blended with one another
+            decision = None
+            if head := heads.get(arm):
+                cascade, found = self._cascade(arm, model, head)
+                cascades[arm] = found.values()
+                if found.allows:
+                    score, decision = cascade, Decision(section.precision, FP32, True, found.said())
+                else:
+                    told.append(f"{arm}: {found.said()}")
+            decided[arm] = decision or cached.decide(pairs)  # once, for all that is compared and blended
             for split, candidates in runs.items():
                 scored = partial(score, what=f"rerank {arm}, {split}")
                 run = rerank(collection, candidates, scored, depth=section.depth)
@@ -82,29 +83,31 @@ class Reranking:
         self.site.boxes.save_decisions(out, decided)
         if section.cascade:
             write_json(out / "cascade.json", cascades)
+            told += [] if heads else ["no cascade: the trainings with an exit kept their base, which has none"]
         return told
 
     def _exit_heads(self) -> dict[str, ExitHead]:
         """Of the arms whose models have one, where a cascade is asked for.
 
         Raises:
-            ConfigError: no arm's model has one, there is no dev split, or dev is what is measured.
+            ConfigError: no training makes one, there is no dev split, or dev is what is measured.
         """
         section = self.site.experiment.rerank
         if not section or not section.cascade:
             return {}
         found = {arm: ExitHead.read(self.site.boxes.model(model)) for arm, model in self.site.plan.arms.items()}
         heads = {arm: head for arm, head in found.items() if head}
-        if not heads:
+        wanted = [training for training in self.site.experiment.train.values() if training.exit]
+        if not heads and not wanted:  # where the base was kept a training has none, and says so
             message = "rerank.cascade: no arm's model has an exit head"
             raise ConfigError(message, hint="train: {NAME: {exit: N}} trains one after N layers")
-        if not self._dev_candidates().rankings:
+        if heads and not self._dev_candidates().rankings:
             message = "rerank.cascade measures its loss on the split dev, which the data do not have or is measured"
             raise ConfigError(message, hint="data.dev_share above 0, and another evaluate.split; or cascade: null")
         return heads
 
-    def _cascade(self, arm: str, model: Model, head: ExitHead) -> CascadeScorer:
-        """The arm's cascade, calibrated on dev."""
+    def _cascade(self, arm: str, model: Model, head: ExitHead) -> tuple[CascadeScorer, Calibrated]:
+        """The arm's cascade, calibrated on dev, and what dev allows."""
         section, dev = self.site.experiment.rerank, self._dev_candidates()
         assert section
         assert section.cascade
@@ -119,14 +122,10 @@ class Reranking:
         collection = self.site.boxes.collection
         top = Run({query: row[: section.depth] for query, row in dev.rankings.items()})
         qrels = {query: collection.qrels["dev"][query] for query in top.rankings}
-        cascade.calibrate(collection, top, qrels, what=f"calibrate {arm}, dev")
-        return cascade
+        return cascade, cascade.calibrate(collection, top, qrels, what=f"calibrate {arm}, dev")
 
     def _reranked_candidates(self) -> dict[str, Run]:
-        """The candidates of the measured split and, for `blend` to choose on, those of a sample of dev.
-
-        Dev comes first: what is scored first decides how all is scored, and dev has labels to decide by.
-        """
+        """The candidates of the measured split and, for `blend` to choose on, those of a sample of dev."""
         runs = {"dev": self._dev_candidates()} if self._chooses_on_dev() else {}
         split = self.site.plan.split
         return runs | {split: self.site.boxes.candidates(self.site.plan.rerank_from, split)}

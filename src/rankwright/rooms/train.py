@@ -196,10 +196,10 @@ class _Loop:
         self._round(on=self.section.rounded_share > 0)  # which takes more memory in bf16
         cost = footprint.measure(self._logits, model, self.texts.tokens)
         self._round(on=False)
+        footprint.release(self.device)
         room = footprint.room(model, self.device, read_memory(self.section.memory))
         lengths = longest_draws(self.texts, self.groups, self.section.sample)
         can, must = bool(model.supports_gradient_checkpointing), self.section.gradient_checkpointing
-        footprint.release(self.device)
         choice = footprint.choose(cost, lengths, self.section.batch, room, may=can, must=must)
         self._note(f"{self.bench.title}: {choice.said(self.section.batch, room, self.section.memory)}")
         return choice
@@ -455,7 +455,6 @@ class _Loop:
         model = self._bare()
         del self.optimizer
         self.accelerator.free_memory()  # before the whole table is back
-        model.zero_grad(set_to_none=True)
         footprint.release(self.device)
         if self.active:
             self.active.restore()

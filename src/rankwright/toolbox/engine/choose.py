@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,10 +26,10 @@ from numpy.typing import NDArray
 from rankwright.errors import MissingExtraError, ModelError
 from rankwright.toolbox import engine
 from rankwright.toolbox.device import choose_precision
+from rankwright.toolbox.engine import onnx, openvino
 from rankwright.toolbox.engine.forward import TorchBackend
 
 if TYPE_CHECKING:
-    from rankwright.toolbox.engine import openvino
     from rankwright.toolbox.model import Reranker
 
 FP32 = "torch fp32"
@@ -98,8 +98,6 @@ def _faster(device: str, cache: Path | None) -> list[str]:
     """What is faster than fp32 on this device."""
     if device != "cpu":
         return ["torch bf16"] if choose_precision("auto", device)[0] == "bf16" else []
-    from rankwright.toolbox.engine import onnx, openvino
-
     if openvino.available():
         return ["openvino int8+bf16", "openvino bf16"] if openvino.bf16_pays(cache) else ["openvino int8"]
     halved = ["torch bf16"] if choose_precision("auto", device, cache)[0] == "bf16" else []
@@ -111,25 +109,17 @@ def _torch(reranker: Reranker, precision: str, cache: Path | None) -> engine.Bac
 
 
 def _openvino(reranker: Reranker, precision: openvino.Precision, cache: Path | None) -> engine.Backend:
-    from rankwright.toolbox.engine import openvino
-
     kept, mark = _place(reranker, cache)
     return openvino.build(reranker.model, reranker.pad_id, precision=precision, cache=kept, fingerprint=mark)
 
 
 def _onnx(reranker: Reranker, precision: str, cache: Path | None) -> engine.Backend:
-    from rankwright.toolbox.engine import onnx
-
     kept, mark = _place(reranker, cache)
     return onnx.build(reranker.model, reranker.pad_id, cache=kept, fingerprint=mark)
 
 
 _MAKERS: dict[str, Callable[..., engine.Backend]] = {"torch": _torch, "openvino": _openvino, "onnx": _onnx}
-_PRECISIONS = {
-    "torch": ("fp32", "bf16", "fp16"),
-    "openvino": ("fp32", "bf16", "int8", "int8+bf16"),
-    "onnx": ("fp32",),
-}
+_PRECISIONS = {"torch": ("fp32", "bf16", "fp16"), "openvino": get_args(openvino.Precision), "onnx": ("fp32",)}
 
 
 def _refuse_wrong(backend: engine.Backend, reranker: Reranker) -> None:
