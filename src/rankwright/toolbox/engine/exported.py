@@ -33,7 +33,8 @@ TOKEN_BUDGET = 65_536
 
 INT8_GROUP = 128
 """Activations that share a scale in int8. Larger groups are faster and rank worse: top-10 overlap with fp32 0.987 (64),
-0.986 (128), 0.973 (384, a whole row) on 200 dev queries of `seealso:` (MiniLM). A layer with fewer inputs keeps its activations in float."""
+0.986 (128), 0.973 (384, a whole row) on 200 dev queries of `seealso:`, by a MiniLM trained on it. A layer with fewer
+inputs keeps its activations in float."""
 INT8_ROWS = 16
 """Outputs that a layer has at least, to be int8."""
 
