@@ -16,6 +16,7 @@ import yaml
 import rankwright
 from rankwright import config
 from rankwright.auto import Case, forget, search, training_key
+from rankwright.auto.pace import training_pairs_per_second
 from rankwright.auto.pool import Pool
 from rankwright.auto.purse import SEARCH_SHARE, purse
 from rankwright.auto.recipes import Facts, first, rivals
@@ -275,20 +276,25 @@ def test_a_second_search_in_the_same_folder_trains_nothing_and_finds_the_same(un
 
 def test_the_pace_is_measured_once_and_kept(untrained, monkeypatch, tmp_path):
     paces = iter([500.0, 9000.0])
-    monkeypatch.setattr(searching._Search, "_pace", lambda self, dev: next(paces))
+    monkeypatch.setattr(searching._Search, "_pace", lambda self: next(paces))
     section = auto(budget="2m", base="reranker")
     totals = [search(made_case(), "one", section, tmp_path).total for _ in range(2)]
     assert totals == [60_000, 60_000]
     assert purse("2m", lambda: 500.0).total == 60_000
 
 
-def test_the_pace_is_that_of_the_slowest_base(untrained, monkeypatch, tmp_path):
-    def start(reference, **_):
-        return SimpleNamespace(score=reference)
+def test_the_pace_is_timed_by_steps_of_its_own_that_leave_nothing(tiny_encoder, tmp_path):
+    half = tmp_path / "pace/checkpoints"
+    half.mkdir(parents=True)
+    (half / "of a search that was killed").touch()
+    found = training_pairs_per_second(made_case(), auto(budget="10m"), str(tiny_encoder), tmp_path / "pace")
+    assert 1 < found < 1e6
+    assert not (tmp_path / "pace").exists()
 
-    monkeypatch.setattr("rankwright.toolbox.model.Reranker", SimpleNamespace(start=start))
+
+def test_the_pace_is_that_of_the_slowest_base(untrained, monkeypatch, tmp_path):
     paces = {"reranker": 900.0, "reranker2": 300.0, "reranker3": 600.0}
-    monkeypatch.setattr(searching, "training_pairs_per_second", lambda score, pairs: paces[score])
+    monkeypatch.setattr(searching, "training_pairs_per_second", lambda case, section, base, folder: paces[base])
     assert search(made_case(), "one", auto(budget="100s", bases=list(paces)), tmp_path).total == 30_000
 
 

@@ -19,7 +19,8 @@ import numpy as np
 
 from rankwright.auto.bases import Base, Bases, learning_rate, references
 from rankwright.auto.case import Case
-from rankwright.auto.purse import MOST_EPOCHS, SEARCH_SHARE, Purse, purse, training_pairs_per_second
+from rankwright.auto.pace import training_pairs_per_second
+from rankwright.auto.purse import MOST_EPOCHS, SEARCH_SHARE, Purse, purse
 from rankwright.auto.recipes import FILTER, Facts, Recipe, first, rivals
 from rankwright.auto.record import Record, beyond, shown
 from rankwright.auto.trials import Result, Trials
@@ -92,7 +93,7 @@ class _Search:
         self.facts = Facts.of(case.collection, case.runs[case.served])
         self.record = Record(case.seed)
         whole = case.dev_set(MOST_QUERIES)
-        self.purse = self._purse(whole)
+        self.purse = self._purse()
         self.dev = self._affordable(whole)
         seed = case.seed if section.seed is None else section.seed
         self.trials = Trials(case, self.dev, self.purse, folder / "trials", seed)
@@ -110,22 +111,21 @@ class _Search:
 
     # ---------------------------------------------------------------------------------------------------------- budget
 
-    def _purse(self, dev: DevSet) -> Purse:
+    def _purse(self) -> Purse:
         """The purse, its pace measured once and kept, so that a search that goes on has the same."""
         kept = self.folder / "pairs.txt"
         if kept.exists():
             return Purse(float(kept.read_text()))
-        found = purse(self.section.budget or BUDGET, lambda: self._pace(dev))
+        found = purse(self.section.budget or BUDGET, self._pace)
         write_text(kept, f"{found.total:.0f}")
         return Purse(float(kept.read_text()))
 
-    def _pace(self, dev: DevSet) -> float:
+    def _pace(self) -> float:
         """Training pairs a second of the slowest base: whichever is chosen, the time is enough."""
-        from rankwright.toolbox.model import Reranker
-
-        device, length = self.case.device, self.section.max_length
-        models = (Reranker.start(one, seed=0, device=device, max_length=length) for one in references(self.section))
-        return min(training_pairs_per_second(model.score, dev.pairs) for model in models)
+        folder, bases = self.folder / "pace", references(self.section)
+        found = min(training_pairs_per_second(self.case, self.section, base, folder) for base in bases)
+        say(f"{self.name}: a few steps of training took {found:,.0f} pairs a second")
+        return found
 
     def _affordable(self, whole: DevSet) -> DevSet:
         """As many dev queries as leave most of the search's share for training: 30 where those can be paid for.
