@@ -284,7 +284,7 @@ class _Loop:
     def _take_less(self) -> None:
         """After memory ran out: half as many groups at a time, or, of one, its layers computed anew."""
         self.optimizer.zero_grad()
-        footprint.release(self.device)
+        footprint.release(self.device, cycles=True)
         where = f"{self.bench.title}: out of memory in step {self.state.step + 1}"
         if self.state.micro > 1:
             self.state.micro = footprint.halved(self.state.micro)
@@ -454,7 +454,7 @@ class _Loop:
         self._round(on=False)
         model = self._bare()
         del self.optimizer
-        self.accelerator.free_memory()  # before the whole table is back
+        self.accelerator.free_memory()  # cycles too, before the whole table is back
         footprint.release(self.device)
         if self.active:
             self.active.restore()

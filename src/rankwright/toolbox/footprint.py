@@ -160,14 +160,17 @@ def room(model: Any, device: str, budget: float | None) -> float:
     return float(budget - states - sum(own.numel() * own.element_size() for own in parameters))
 
 
-def release(device: str) -> None:
+def release(device: str, *, cycles: bool = False) -> None:
     """Give memory that is held for later back: to the device and, where there is glibc, to the system.
 
     glibc keeps what was freed of blocks up to 32 MB, as most tensors are: of XLM-R's shape more than half a gigabyte.
+    `cycles` also frees what only refers to itself, as what an exception left behind may; that takes up to half a
+    second, with the libraries' million objects.
     """
     import torch
 
-    gc.collect()
+    if cycles:
+        gc.collect()
     if device.startswith("cuda"):
         torch.cuda.empty_cache()
     elif device.startswith("mps"):
