@@ -673,3 +673,28 @@ def test_graded_labels_and_other_retrievers_have_rivals_of_their_own():
     assert names.index("lambda + kl") == 1
     (dense,) = [one for one in rivals(start, facts, auto(), {"dense": 0.06}) if one.name == "from dense"]
     assert (dense.mine.candidates, dense.training.kl_temperature) == ("dense", 0.06)
+
+
+def test_steps_that_are_larger_than_a_trial_leave_no_rival_and_no_crash(untrained, tmp_path):
+    found = search(made_case(), "one", auto(budget="9000 pairs", base="reranker", batch=128), tmp_path)
+    assert found.trainings["one"]["max_pairs"] > 0
+    assert all(row["pairs"] for row in found.table if not row["name"].startswith("base "))
+
+
+@pytest.mark.parametrize(
+    "written", [{"loss": {"listwise": 1.0}}, {"loss": {"listwise": 1.0, "kl": 3.0}}, {"loss": {"bce": 1.0, "kl": 1.0}}]
+)
+def test_what_is_written_is_not_its_own_rival(written):
+    facts = Facts(spread=1.0, symmetric=True, graded=False)
+    start = first("dense", facts, auto(**written), 1e-4)
+    assert all(
+        (one.mine, one.training) != (start.mine, start.training) for one in rivals(start, facts, auto(**written))
+    )
+
+
+def test_pairs_that_a_sample_leaves_out_are_not_counted_as_trained(tiny_encoder, tmp_path, monkeypatch):
+    clock = iter(np.arange(1e6))
+    monkeypatch.setattr("rankwright.auto.pace.time", SimpleNamespace(perf_counter=lambda: float(next(clock))))
+    section = auto(budget="10m", sample={"positives": 1, "negatives": 3}, batch=2)
+    found = training_pairs_per_second(made_case(), section, str(tiny_encoder), tmp_path / "pace")
+    assert found == pytest.approx(2 * 4)

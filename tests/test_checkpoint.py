@@ -184,3 +184,21 @@ def test_shared_weights_are_saved_once_and_come_back_shared(tmp_path):
     checkpoint.load(checkpoint.newest(tmp_path), model, optimizer)
     assert model["a"].weight is model["b"].weight
     assert float(model["b"].weight.detach().abs().sum()) > 0
+
+
+def test_the_scale_of_fp16_goes_on_where_it_was(tmp_path):
+    model, optimizer = trainee()
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    checkpoint.save(tmp_path, 1, model, optimizer, {}, scaler)
+    other = torch.amp.GradScaler("cpu")
+    checkpoint.load(checkpoint.newest(tmp_path), model, optimizer, other)
+    assert other.get_scale() == 1024.0
+
+
+def test_random_states_of_gpus_that_are_gone_are_left_out(monkeypatch):
+    given = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_rng_state_all", given.extend)
+    checkpoint.set_random_state({"cpu": torch.get_rng_state(), "cuda": ["first", "second"]})
+    assert given == ["first"]

@@ -130,7 +130,7 @@ def test_an_unknown_key_is_2_with_file_and_line(rankwright, small_file):
 def test_a_room_without_a_section_is_2(rankwright, small_file):
     code, _, err = rankwright("merge", small_file, "--dry-run")
     assert code == 2
-    assert "the experiment has no merge section\n  try: add `merge:` to it" in err
+    assert "the experiment has no merge section\n  try: add `merge: {}` to it" in err
 
 
 def test_data_is_3(rankwright, small_file):

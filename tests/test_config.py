@@ -239,3 +239,12 @@ def test_sections_that_contradict_themselves_are_refused(changes, expected):
     with pytest.raises(ConfigError) as caught:
         config.validate({"data": {}, "retrieve": {"dense": {"kind": "dense"}}, **changes})
     assert expected in str(caught.value)
+
+
+def test_an_experiment_without_a_name_has_its_files(tmp_path):
+    for stem, name in (("mine", "mine"), ("my data", "experiment")):
+        file = tmp_path / f"{stem}.yaml"
+        file.write_text("data: {source: 'seealso:'}\nretrieve: {bm25: {kind: bm25}}\n")
+        assert config.load_experiment(file).name == name
+    file.write_text("name: own\ndata: {source: 'seealso:'}\nretrieve: {bm25: {kind: bm25}}\n")
+    assert config.load_experiment(file).name == "own"

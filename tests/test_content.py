@@ -87,9 +87,9 @@ def test_where_one_file_ends_and_the_next_begins_counts(tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     one.mkdir()
     two.mkdir()
-    (one / "a").write_bytes(b"xb\0y")
-    (two / "a").write_bytes(b"x")
-    (two / "b").write_bytes(b"y")
+    (one / "a.csv").write_bytes(b"xb.csv\0y")
+    (two / "a.csv").write_bytes(b"x")
+    (two / "b.csv").write_bytes(b"y")
     assert file_content(str(one)) != file_content(str(two))
 
 
@@ -104,6 +104,23 @@ def test_a_source_without_a_location_does_not_hash_the_working_folder(tmp_path, 
     before = content("rows:")
     (tmp_path / "train.jsonl").write_text("{}")
     assert content("rows:") == before != content("beir:")
+
+
+def test_what_no_reader_opens_does_not_count(folder):
+    """Experiments are often run where the data are: a run folder below them must not change them."""
+    before = content(f"rows:{folder}")
+    (folder / "runs/mine/data").mkdir(parents=True)
+    for name in ("runs/mine/data/corpus.jsonl", "README.md", "experiment.yaml", "bm25.run", ".hidden.jsonl"):
+        (folder / name).write_text("anything")
+    assert content(f"rows:{folder}") == before
+
+
+@pytest.mark.parametrize("name", ["qrels.test", "queries.tsv", "data/train-00000-of-00001.parquet", "qrels/dev.qrels"])
+def test_what_a_reader_opens_counts(folder, name):
+    before = content(f"trec:{folder}")
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_text("q 0 d 1")
+    assert content(f"trec:{folder}") != before
 
 
 # ------------------------------------------------------------------------------- collections that are built
@@ -177,3 +194,21 @@ def test_a_new_commit_changes_the_hash_and_the_config_is_no_part_of_the_name_ask
     answer(monkeypatch, respond("two"))
     assert content("hub:some/set@config") != first
     assert set(asked) == {"some/set"}
+
+
+def test_a_hub_that_cannot_be_asked_is_answered_for_by_the_copy_that_is_here(monkeypatch, tmp_path):
+    def online(*_, **__):
+        return SimpleNamespace(sha="abc")
+
+    def offline(*_, **__):
+        raise OSError("offline")
+
+    main = tmp_path / "datasets--one--two" / "refs" / "main"
+    main.parent.mkdir(parents=True)
+    main.write_text("abc")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", online)
+    before = content("hub:one/two")
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", offline)
+    assert content("hub:one/two") == before
+    assert content("hub:one/three") != content("hub:one/four")

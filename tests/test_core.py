@@ -113,3 +113,10 @@ def test_importing_the_package_or_asking_for_help_loads_nothing_heavy():
         code = f"{statement}\nimport sys; print(sorted({heavy} & set(sys.modules)))"
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         assert done.stdout.strip() == "[]", statement
+
+
+def test_a_query_below_a_title_is_its_own_document_where_the_ids_are_equal():
+    text = "the argument goes on for a while"
+    documents = {"q": f"A title {text}", "other": f"A title {text}", "1": "a long text about boats and a red apple"}
+    collection = Collection(documents, {"q": text, "1": "red apple"}, {"test": {"q": {"other": 1}, "1": {"1": 1}}})
+    assert collection.self_matches() == {"q": {"q"}}, "ids may be equal by chance"

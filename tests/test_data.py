@@ -280,3 +280,11 @@ def test_the_report_is_json(tmp_path):
     told = json.loads(json.dumps(asdict(report)))
     assert told["splits"]["train"]["queries"] == 2
     assert told["leaks"][0]["splits"] == ["train", "test"]
+
+
+def test_a_judgement_of_the_query_itself_below_a_title_is_dropped_too(tmp_path):
+    text = "the argument goes on for a while"
+    collection = three({"q": {"q": 1, "B": 1}}, documents={"q": f"Title {text}"}, queries={"q": text})
+    got, report = room(tmp_path, collection)
+    assert got.qrels["train"] == {"q": {"B": 1}}
+    assert report.self_matches == 1

@@ -127,7 +127,7 @@ def test_cuda_takes_bf16_where_the_hardware_has_it(monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Some GPU")
     for has, word in ((True, "bf16"), (False, "fp32")):
-        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda has=has: has)
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, has=has: has)
         assert choose_precision("auto", "cuda:0")[0] == word
     assert choose_precision("auto", "mps")[0] == "fp32"
 

@@ -321,7 +321,7 @@ def test_another_library_goes_the_same_way_by_the_sessions_client(chat, tmp_path
 
         return ask
 
-    chat.faults = [Fault("500", times=1), Fault("500", word="word2")]
+    chat.faults = [Fault("500", times=1, word="word0"), Fault("500", word="word2")]
     assert endpoint.gather(start, WORDS[:4], "") == ["you said word0", "you said word1", None, "you said word3"]
     assert (endpoint.spent.calls, endpoint.spent.failed) == (7, 1)
     assert endpoint.gather(start, WORDS[:2], "") == said(WORDS[:2])
@@ -438,3 +438,11 @@ def test_a_long_prompt_that_is_refused_changes_nothing_for_the_others(chat, tmp_
     chat.faults = [Fault("400", word="word1", body="'max_tokens' is too large: the maximum context length is 4096")]
     run(chat, tmp_path, WORDS[:3], concurrency=1)
     assert all(body["temperature"] == 0 for body in chat.bodies)
+
+
+def test_a_server_that_refuses_everything_ends_the_run_and_says_why(chat, tmp_path):
+    """As one does with 400 that has no such model, or takes none of the options."""
+    chat.faults = [Fault("400", body="model 'rules' not found")]
+    with pytest.raises(ConfigError, match="not found"):
+        run(chat, tmp_path, [f"word{number}" for number in range(12)], concurrency=1)
+    assert chat.wire <= 12

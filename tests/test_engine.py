@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from rankwright.errors import ModelError
 from rankwright.toolbox import engine
 from rankwright.toolbox.engine import longest_input
 from rankwright.toolbox.engine.forward import TorchBackend, collate, forward_tokens
@@ -306,3 +307,36 @@ def test_bf16_stays_near_fp32_and_comes_back_as_float32(loud):
     assert half.dtype == np.float32
     assert not np.array_equal(half, full)
     np.testing.assert_allclose(half, full, atol=0.25)
+
+
+class Cramped:
+    """A backend without room for more than so many pairs."""
+
+    name, token_budget, padded = "cramped", 10_000, False
+
+    def __init__(self, most):
+        self.most, self.calls = most, []
+
+    def __call__(self, batch):
+        self.calls.append(len(batch))
+        if len(batch) > self.most:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return batch.lengths.astype(np.float32)
+
+
+def test_a_batch_without_room_is_scored_in_halves(loud):
+    tokens = PairEncoder(loud.tokenizer, 64)(random_pairs(21, seed=3))
+    cramped = Cramped(most=6)
+    np.testing.assert_array_equal(engine.score_tokens(cramped, tokens), tokens.lengths)
+    assert max(cramped.calls) == 21
+    with pytest.raises(ModelError, match="not even one pair"):
+        engine.score_tokens(Cramped(most=0), tokens)
+
+
+def test_an_error_of_a_backend_that_is_not_about_memory_is_passed_on(loud):
+    def broken(batch):
+        raise RuntimeError("shapes do not match")
+
+    broken.token_budget, broken.padded = 10_000, False
+    with pytest.raises(RuntimeError, match="shapes"):
+        engine.score_tokens(broken, PairEncoder(loud.tokenizer, 64)(random_pairs(3, seed=3)))

@@ -178,3 +178,24 @@ def test_the_estimate_is_what_a_process_really_takes_with_a_generous_margin():
     process.join()
     assert estimate > 2e8
     assert 0.6 < peak / estimate < 1.1
+
+
+def test_all_control_groups_that_a_process_is_in_hold_it_back(tmp_path):
+    own = tmp_path / "cgroup"
+    own.write_text("0::/slurm/job_7\n")
+    root = tmp_path / "fs"
+    folders = list(footprint._groups(own, root))
+    assert folders == [root / "slurm/job_7", root / "slurm", root, root]
+    own.write_text("9:cpu:/c\n5:memory:/docker/one\n")
+    assert list(footprint._groups(own, root)) == [*(root / "memory" / p for p in ("docker/one", "docker", "")), root]
+    assert list(footprint._groups(tmp_path / "none", root)) == [root]
+
+
+def test_the_first_version_of_control_groups_is_read_too(tmp_path):
+    for name, text in {
+        "memory.limit_in_bytes": "1000",
+        "memory.usage_in_bytes": "700",
+        "memory.stat": "cache 5\ntotal_inactive_file 50\n",
+    }.items():
+        (tmp_path / name).write_text(text)
+    assert footprint._group_limit(tmp_path) == [350]

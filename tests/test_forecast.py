@@ -136,7 +136,7 @@ def test_reranking_pairs_are_test_and_dev_queries_times_depth_for_each_arm(reran
 
 def test_reranking_looks_at_the_measured_split_and_its_own_documents():
     rerank = {"candidates": "bm25", "depth": 100, "dev_queries": 0}
-    assert amounts(rerank=rerank, evaluate={"split": "dev"})["rerank base"] == 1 * 10
+    assert amounts(rerank=rerank, evaluate={"split": "dev"}, verdict=None)["rerank base"] == 1 * 10
     own = {"source": "rows:nowhere", "corpus": "per_split"}
     assert amounts(rerank=rerank, data=own)["rerank base"] == 2 * 4  # d7, d8, d0, d1
 

@@ -152,7 +152,7 @@ def test_a_saved_folder_is_plain_files_with_one_of_safetensors_and_no_pickle(sav
 def test_a_saved_tokenizer_has_a_concrete_class_a_length_and_nothing_baked_in(saved):
     config = json.loads((saved / "tokenizer_config.json").read_text())
     assert config["tokenizer_class"] in ("BertTokenizer", "XLMRobertaTokenizer")
-    assert config["model_max_length"] == 40
+    assert config["model_max_length"] in (62, 64), "what the model can read, not what it was trained with"
     backend = json.loads((saved / "tokenizer.json").read_text())
     assert backend["truncation"] is None
     assert backend["padding"] is None
@@ -331,7 +331,7 @@ def test_start_keeps_a_head_that_is_there(tiny_reranker):
 
 
 def test_a_length_beyond_the_model_is_cut_to_its_own(saved):
-    assert Reranker.load(saved, device="cpu", max_length=4000).max_length == 40
+    assert Reranker.load(saved, device="cpu", max_length=4000).max_length in (62, 64)
     assert Reranker.load(saved, device="cpu", max_length=10).max_length == 10
 
 
@@ -485,3 +485,17 @@ def test_changed_weights_are_scored_as_they_are_now_and_decided_on_anew(tiny_rer
     expected = Reranker(reranker.model, reranker.tokenizer, reranker.max_length, "cpu", reranker.source).score(pairs)
     np.testing.assert_array_equal(reranker.score(pairs), expected)
     assert not np.array_equal(expected, before + 1)
+
+
+def test_the_blend_is_served_with_pairs_read_as_they_were_when_it_was_chosen(tiny_reranker, tmp_path):
+    served = {"weight": 1.0, "depth": 4, "normalisation": "z"}
+    short = Reranker.load(tiny_reranker, device="cpu", max_length=8)
+    documents = ["red apple in the old boat is a fast car", "old boat", "red red red apple", "a graph value"]
+    forth = [short.score([("red", document)])[0] for document in documents]
+    back = [short.score([(document, "red")])[0] for document in documents]
+    for turned, expected in ((False, np.array(forth)), (True, (np.array(forth) + np.array(back)) / 2)):
+        reranker = _with_blend(tiny_reranker, tmp_path / str(turned), **served, max_length=8, both_orders=turned)
+        assert reranker.max_length > 8
+        ranked = reranker.rank("red", documents, retriever=[1, 4, 3, 2])
+        assert [place for place, _ in ranked] == np.argsort(-expected, kind="stable").tolist()
+        assert reranker._reading(8) is reranker._reading(8), "its tokens are kept"

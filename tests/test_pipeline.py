@@ -69,7 +69,8 @@ def test_a_run_leaves_every_rooms_box_in_a_format_that_the_field_reads(finished)
     blends = json.loads((run / "blend/choices.json").read_text())["arms"]
     for arm, model in {"finetuned": "train/finetuned", "base": "train/distilled", "merged": "merge"}.items():
         kept = json.loads((run / model / "model/rankwright.json").read_text())
-        assert kept["blend"] == {word: blends[arm][word] for word in ("weight", "depth", "normalisation")}
+        served = {word: blends[arm][word] for word in ("weight", "depth", "normalisation")}
+        assert kept["blend"] == {**served, "both_orders": False, "max_length": 512}
     assert len(json.loads((run / "diagnose/findings.json").read_text())["findings"]) == 16
     verdict = json.loads((run / "verdict/verdict.json").read_text())
     assert verdict["slug"] in ("ship", "blend", "keep", "inconclusive")
@@ -390,3 +391,86 @@ def test_without_a_blend_or_a_diagnosis_the_walk_still_comes_to_a_verdict(tiny_e
     assert result.table["arms"] == ["retrieval", "base", "finetuned", "merged"]
     assert (result.verdict["arm"], result.verdict["general"]) == ("finetuned", "not measured")
     assert "<html" in result.report.read_text()
+
+
+# ----------------------------------------------------------------------------------------------- beside the models
+
+
+def settings(runs, model="train/finetuned"):
+    return json.loads((runs / "tiny" / model / "model/rankwright.json").read_text())
+
+
+def test_what_lay_beside_a_model_that_is_made_anew_is_put_there_again(finished_copy, tiny_experiment):
+    before = settings(finished_copy)
+    (finished_copy / "tiny/train/finetuned/model/config.json").unlink()
+    rw.run(tiny_experiment, runs=finished_copy)
+    assert settings(finished_copy) == before
+    assert {"blend", "verdict"} <= before.keys()
+
+
+def test_a_blend_that_is_not_asked_for_any_more_is_not_served_and_may_come_back(finished_copy, tiny_experiment):
+    rw.run({**tiny_experiment, "blend": None}, runs=finished_copy)
+    assert "blend" not in settings(finished_copy)
+    assert not list((finished_copy / "tiny/rerank").glob("*.dev.run"))
+    rw.run(tiny_experiment, runs=finished_copy)
+    assert "blend" in settings(finished_copy)
+
+
+def test_a_tuned_fusion_leaves_what_serving_it_takes(tmp_path, tiny_experiment):
+    tuned = {"kind": "fuse", "of": ["dense", "words"], "method": "tuned", "prior": True}
+    retrieve = {**tiny_experiment["retrieve"], "words": {"kind": "bm25"}, "hybrid": tuned}
+    lines = rw.run({**tiny_experiment, "retrieve": retrieve}, runs=tmp_path, until="retrieve").outcomes[1].lines
+    kept = json.loads((tmp_path / "tiny/retrieve/hybrid.json").read_text())
+    assert sum(kept["weights"].values()) == pytest.approx(1)
+    assert set(kept["scales"]["prior"]) == {"mean", "spread"}
+    assert f"hybrid: {kept['line']}" in lines
+
+
+# --------------------------------------------------------------------------------------- candidates without a tuned one
+
+
+@pytest.mark.parametrize(("method", "there"), [("rrf", True), ("tuned", False)])
+def test_candidates_that_nobody_tuned_do_not_excuse_from_beating_a_tuned_fusion(
+    method, there, tmp_path, tiny_experiment
+):
+    fusion = {"kind": "fuse", "of": ["dense", "words"], "method": method}
+    retrieve = {**tiny_experiment["retrieve"], "words": {"kind": "bm25"}, "hybrid": fusion}
+    values = {**tiny_experiment, "retrieve": retrieve, "merge": None, "general": None, "diagnose": None}
+    rw.run(values, runs=tmp_path)
+    chosen = json.loads((tmp_path / "tiny/blend/choices.json").read_text())
+    assert bool(chosen["fusion"]) == there
+
+
+def test_dev_queries_without_candidates_choose_no_blend(finished, finished_copy, tiny_experiment, tmp_path):
+    files = {split: str(tmp_path / f"{split}.run") for split in ("train", "test")}
+    for split, file in files.items():
+        shutil.copy(finished / f"tiny/retrieve/dense.{split}.run", file)
+    values = {**tiny_experiment, "retrieve": {"mine": {"kind": "import", "runs": files}}, "merge": None}
+    for training in values["train"].values():
+        training |= {"dev": None, "keep": "last"}
+    result = rw.run(values, runs=finished_copy)
+    assert result.table["arms"] == ["retrieval", "base", "finetuned"]
+    assert result.verdict["weight"] is None
+
+
+def test_a_measured_split_without_candidates_stops_before_anything_is_trained(finished, tiny_experiment, tmp_path):
+    files = {split: str(tmp_path / f"{split}.run") for split in ("train", "dev")}
+    for split, file in files.items():
+        shutil.copy(finished / f"tiny/retrieve/dense.{split}.run", file)
+    values = {**tiny_experiment, "retrieve": {"mine": {"kind": "import", "runs": files}}}
+    with pytest.raises(DataError, match="no candidate for any of the 10 queries of test"):
+        rw.run(values, runs=tmp_path / "runs")
+    assert not (tmp_path / "runs/tiny/train").exists()
+
+
+# ------------------------------------------------------------------------------------------------------ run folders
+
+
+def test_a_run_folder_that_was_moved_goes_on_where_it_is(finished, tmp_path):
+    moved = shutil.copytree(finished / "tiny", tmp_path / "kept-v1")
+    shutil.copytree(finished / ".cache", tmp_path / ".cache")
+    result = rw.run(moved)
+    assert result.folder.resolve() == moved.resolve()
+    assert {outcome.action for outcome in result.outcomes} == {"reused"}
+    assert {outcome.action for outcome in rw.api.dry_run(moved)} == {"reuse"}
+    assert not (tmp_path / "tiny").exists()

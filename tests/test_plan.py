@@ -138,3 +138,19 @@ def test_a_fusion_whose_weights_dev_chooses_needs_dev():
     for method, splits in {"rrf": ("train", "test"), "tuned": ("train", "dev", "test")}.items():
         retrievers = {"both": {**both, "method": method}, "dense": {"kind": "dense"}, "bm25": {"kind": "bm25"}}
         assert plan(retrieve=retrievers).splits == splits
+
+
+def test_a_retriever_may_not_take_the_place_of_a_column():
+    with pytest.raises(ConfigError, match=r"retrieve\.retrieval: 'retrieval' is a column"):
+        plan(retrieve={"retrieval": {"kind": "dense"}, "bm25": {"kind": "bm25"}})
+
+
+@pytest.mark.parametrize("split", ["train", "dev"])
+def test_no_verdict_on_queries_that_a_training_has_seen(split):
+    with pytest.raises(ConfigError, match=r"would measure on queries that train\.tuned has chosen or learned by"):
+        plan(train={"tuned": {}}, evaluate={"split": split})
+    assert plan(train={"tuned": {}}, evaluate={"split": split}, verdict=None).split == split
+
+
+def test_a_training_that_does_not_watch_dev_may_be_judged_on_it():
+    assert plan(train={"tuned": {"dev": None, "keep": "last"}}, evaluate={"split": "dev"}).split == "dev"

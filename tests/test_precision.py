@@ -110,7 +110,7 @@ def test_labels_of_what_is_measured_are_never_looked_at(begun, tiny_experiment):
 
 
 def test_where_dev_is_measured_its_labels_are_not_looked_at_either(begun, tiny_experiment):
-    tiny_experiment["evaluate"]["split"] = "dev"
+    tiny_experiment["evaluate"]["split"], tiny_experiment["verdict"] = "dev", None
     _, folder = begun("balanced")
     for own in json.loads((folder / "rerank/precision.json").read_text()).values():
         assert own["tried"][-1]["agreement"]["labelled"] == 0

@@ -55,6 +55,10 @@ class FakeJudge:
         failed = sum(self.fails(kind, item) for kind, items in self.asked.items() for item in items)
         return Spent(calls=sum(map(len, self.asked.values())), failed=failed, prompt_tokens=10)
 
+    @property
+    def reasons(self):
+        return {"HTTP 500": self.spent.failed} if self.spent.failed else {}
+
 
 def words(texts):
     return [len(text.split()) for text in texts]

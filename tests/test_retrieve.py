@@ -259,14 +259,12 @@ def tuned(*of, depth=8):
     return FuseRetriever(kind="fuse", of=list(of), method="tuned", depth=depth)
 
 
-def test_a_tuned_fusion_holds_the_best_of_what_any_member_found_at_the_chosen_weights(
-    collection, dense, context, capsys
-):
-    section = {"hybrid": tuned("dense", "bm25"), "dense": dense, "bm25": BM25}
-    runs = retrieve(collection, section, context)
-    said = capsys.readouterr().err
-    told = re.search(r"hybrid: dense ([01]\.\d\d), bm25 ([01]\.\d\d) \(nDCG@10 on 3 dev queries .* alone -> ", said)
-    weights = dict(zip(("dense", "bm25"), map(float, told.groups()), strict=True))
+def test_a_tuned_fusion_holds_the_best_of_what_any_member_found_at_the_chosen_weights(collection, dense, context):
+    section, told = {"hybrid": tuned("dense", "bm25"), "dense": dense, "bm25": BM25}, {}
+    runs = retrieve(collection, section, context, on_tuned=lambda name, *found: told.update({name: found}))
+    (fusion, chosen) = told["hybrid"]
+    assert re.fullmatch(r"dense \d\.\d\d, bm25 \d\.\d\d \(nDCG@10 on 3 dev queries .* alone -> .*\)", chosen.line())
+    weights = fusion.values()["weights"]
     scorers = {name: pair_scorer(collection, name, section, context) for name in weights}
     for split in SPLIT_QUERIES:
         for query in collection.qrels[split]:
@@ -435,3 +433,17 @@ def test_a_fusion_s_pair_scores_come_from_its_runs_and_are_nan_outside(collectio
 def test_no_pairs_have_no_scores(collection, dense, context):
     for name, section in {"dense": dense, "bm25": BM25}.items():
         assert pair_scorer(collection, name, {name: section}, context)([]).shape == (0,)
+
+
+def test_a_split_that_was_cut_from_train_finds_its_queries_in_trains_run(collection, context, tmp_path):
+    lexical = retrieve(collection, {"bm25": BM25}, context)["bm25"]
+    both = Run({**lexical["train"].rankings, **lexical["dev"].rankings})
+    section = {"engine": imported(tmp_path, {"train": both, "test": lexical["test"]}, depth=100)}
+    assert retrieve(collection, section, context)["engine"]["dev"] == lexical["dev"]
+
+
+def test_a_split_without_a_run_of_its_own_or_in_trains_has_no_candidates(collection, context, tmp_path, capsys):
+    lexical = retrieve(collection, {"bm25": BM25}, context)["bm25"]
+    section = {"engine": imported(tmp_path, {name: lexical[name] for name in ("train", "test")})}
+    assert retrieve(collection, section, context)["engine"]["dev"] == Run()
+    assert "no run for dev" in capsys.readouterr().err

@@ -416,8 +416,8 @@ def test_words_that_no_text_uses_keep_their_embeddings_and_checkpoints_hold_only
 
     name, seen, save = "bert.embeddings.word_embeddings.weight", [], checkpoint.save
 
-    def watching(folder, step, model, optimizer, counters):
-        save(folder, step, model, optimizer, counters)
+    def watching(folder, step, model, optimizer, *others):
+        save(folder, step, model, optimizer, *others)
         held = load_file(checkpoint.newest(folder) / "weights.safetensors")[name]
         moments = [state["exp_avg"].shape for state in optimizer.state_dict()["state"].values()]
         seen.append((held.shape, held.shape in moments, (116, 32) in moments))
@@ -1222,3 +1222,41 @@ def test_a_dev_set_without_candidates_is_an_error():
     collection, _ = small_collection()
     with pytest.raises(DataError, match=r"no dev query[\s\S]*keep: last"):
         DevSet.of(collection, Run({}), DevSection())
+
+
+def test_dev_pairs_without_room_are_scored_fewer_tokens_at_a_time(still, tmp_path, monkeypatch):
+    forward = room.forward_tokens
+
+    def limited(model, tokens, **options):
+        if not torch.is_grad_enabled() and (options.get("budget") or 10**9) > 40:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return forward(model, tokens, **options)
+
+    monkeypatch.setattr(room, "forward_tokens", limited)
+    loop = room._Loop(groups(4), section(), still, None, room.Workbench(tmp_path, device="cpu"))
+    loop._prepare()
+    pairs = room.pairs_of(loop.groups, [False] * len(loop.groups))
+    expected = forward(
+        loop._bare().eval(), loop.texts.of(pairs), pad_id=loop.reranker.pad_id, device="cpu", precision="fp32"
+    )
+    np.testing.assert_allclose(loop._score(pairs), expected.detach().numpy(), atol=1e-5)
+    assert loop.scoring_budget <= 40
+    assert "out of memory on dev" in loop.notes[-1]
+    loop.active.close()
+
+
+def test_moments_without_room_are_an_error_that_says_so(still, tmp_path, monkeypatch):
+    def failing(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", failing)
+    with pytest.raises(ModelError, match="the optimiser's two moments have no room"):
+        run(groups(4), section(), still, tmp_path)
+
+
+def test_the_card_names_the_model_that_it_goes_back_to(still, tmp_path):
+    bench = room.Workbench(tmp_path, device="cpu", base="some/model")
+    trained = room.train(groups(4), section(), base=still, dev=None, bench=bench)
+    card = (trained.model / "README.md").read_text()
+    assert 'base_model: "some/model"' in card
+    assert "trained by rankwright from `some/model`" in card

@@ -257,3 +257,13 @@ def test_choices_that_make_no_sense_are_refused():
         verdict(values, [replace(ARM, weight=1.5)], SECTION, baselines={"bm25": None})
     with pytest.raises(ConfigError, match="a blend but no weight"):
         verdict(values, [replace(ARM, weight=None)], SECTION, baselines={"bm25": None})
+
+
+def test_arms_that_dev_serves_alike_are_told_apart_by_their_own_orders_and_then_by_name():
+    values = {"bm25": BASE, "base": moved(-0.1), "finetuned": moved(0.09), "base+": BASE, "finetuned+": BASE}
+    arms = [Arm("base", 0.0, 5, 0.3, 0.5, "base+"), Arm("finetuned", 0.0, 5, 0.4, 0.5, "finetuned+")]
+    found = verdict(values, arms, SECTION, baselines={"bm25": 0.5})
+    assert (found.arm, found.word) == ("finetuned", "SHIP")
+    alike = [replace(arm, dev_reranked=0.3) for arm in arms]
+    assert verdict(values, alike, SECTION, baselines={"bm25": 0.5}).arm == "finetuned"
+    assert verdict(values, [replace(arms[0], dev_blended=0.6), arms[1]], SECTION, baselines={"bm25": 0.5}).arm == "base"

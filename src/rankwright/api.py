@@ -27,6 +27,7 @@ from rankwright.errors import ConfigError, DataError
 from rankwright.forecast import Work, forecast
 from rankwright.pipeline import Outcome, Walk
 from rankwright.pipeline.answering import refuse_unmeasured
+from rankwright.pipeline.preflight import preflight
 from rankwright.rooms.data import DataReport, data
 from rankwright.rooms.diagnose import Case, Diagnosis, diagnose
 from rankwright.rooms.merge import MergeReport, merge
@@ -83,8 +84,9 @@ def load(experiment: str | Path, overrides: Sequence[str] = ()) -> tuple[Experim
         ConfigError: neither; or the file cannot be understood.
     """
     path = Path(experiment)
-    if (path / "resolved.yaml").is_file():
-        path = path / "resolved.yaml"  # a run folder
+    if is_run_folder(path):  # by whatever name: it may have been moved, or copied
+        found, text = load(path / "resolved.yaml", overrides)
+        return found.model_copy(update={"name": path.resolve().name}), text
     if not path.exists() and path.parent == Path():
         there = _shipped_folder() / f"{path.name.removesuffix('.yaml')}.yaml"
         if not there.is_file():
@@ -112,10 +114,7 @@ def run(
     Raises:
         RankwrightError: of any kind. What was done before stays.
     """
-    resolved, source = _resolve(experiment, overrides)
-    if isinstance(experiment, (str, Path)) and (Path(experiment) / "resolved.yaml").is_file():
-        runs, source = Path(experiment).resolve().parent, None  # a run folder: go on there, and keep its first page
-    walk = Walk(resolved, Path(runs))
+    walk, source = _walk(experiment, overrides, runs)
     with progress.silenced(quiet):
         outcomes = walk.run(until, source=source)
     reached = {outcome.stage for outcome in outcomes}
@@ -127,6 +126,22 @@ def run(
         walk.boxes.values("verdict", "verdict.json") if "verdict" in reached else None,
         walk.boxes.values("rag", "rag.json") if "rag" in reached else None,
     )
+
+
+def dry_run(
+    experiment: str | Path, *, overrides: Sequence[str] = (), runs: str | Path = "runs", until: str | None = None
+) -> list[Outcome]:
+    """What `run` would do with each stage; nothing is written.
+
+    Raises:
+        ConfigError: the experiment cannot be understood.
+    """
+    return _walk(experiment, overrides, runs)[0].dry_run(until)
+
+
+def is_run_folder(place: str | Path) -> bool:
+    """Whether a folder holds a run."""
+    return (Path(place) / "resolved.yaml").is_file()
 
 
 def diagnose_files(
@@ -175,7 +190,7 @@ def export_rag(run: str | Path, out: str | Path, arm: str | None = None) -> list
         DataError: a text is missing.
     """
     folder = Path(run)
-    if not (folder / "resolved.yaml").is_file():
+    if not is_run_folder(folder):
         raise ConfigError(f"{str(run)!r} is no run folder", hint="rankwright rag export runs/NAME --out DIR")
     walk = Walk(load(folder)[0], folder.resolve().parent)
     actions = {outcome.stage: outcome.action for outcome in walk.dry_run()}
@@ -270,6 +285,7 @@ def check(experiment: str | Path | Experiment | Mapping[str, Any], *, overrides:
     refuse_search_without_dev(collection, plan.searches)
     for split in plan.splits:
         refuse_missing_split(collection, split)
+    preflight(resolved, plan, collection)
     return Checked(resolved, report, forecast(resolved, collection))
 
 
@@ -281,6 +297,16 @@ def _resolve(
     if overrides:
         raise ConfigError("overrides go with an experiment file; change the values themselves")
     return (experiment if isinstance(experiment, Experiment) else config.validate(experiment)), None
+
+
+def _walk(
+    experiment: str | Path | Experiment | Mapping[str, Any], overrides: Sequence[str], runs: str | Path
+) -> tuple[Walk, str | None]:
+    """The walk, and the text of the experiment's file; a run folder goes on where it is, and keeps its first page."""
+    resolved, source = _resolve(experiment, overrides)
+    if isinstance(experiment, (str, Path)) and is_run_folder(experiment):
+        return Walk(resolved, Path(experiment).resolve().parent), None
+    return Walk(resolved, Path(runs)), source
 
 
 def _merge_section(values: Mapping[str, Any]) -> MergeSection:

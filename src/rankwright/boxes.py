@@ -1,7 +1,7 @@
 """Each room's box in the run folder: which files hold it, and how they are written and read back.
 
     data/      corpus.jsonl queries.jsonl qrels/*.tsv (BEIR), report.json
-    retrieve/  NAME.SPLIT.run (TREC)
+    retrieve/  NAME.SPLIT.run (TREC), NAME.json (what dev chose, of a tuned fusion)
     recipe/    NAME/recipe.json (what was found and tried), NAME/recipe.txt, NAME/trials/KEY
     mine/      groups.jsonl unlabelled.jsonl (FlagEmbedding's JSONL and more), dropped.jsonl
     train/     NAME/model, NAME/log.jsonl, and the files of mine/ where a training mines for itself

@@ -454,10 +454,9 @@ def _walk(
     experiment: str, until: str | None, overrides: list[str] | None, runs: Path, *, as_json: bool, dry_run: bool
 ) -> Result | None:
     from rankwright import api
-    from rankwright.pipeline import Walk
 
     if dry_run:
-        outcomes = Walk(api.load(experiment, overrides or [])[0], runs).dry_run(until)
+        outcomes = api.dry_run(experiment, overrides=overrides or [], runs=runs, until=until)
         _show_plan(outcomes, as_json=as_json)
         return None
     result = api.run(experiment, overrides=overrides or [], runs=runs, until=until, quiet=as_json)

@@ -17,9 +17,10 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from rankwright.errors import ConfigError
-from rankwright.sections import Experiment
+from rankwright.sections import NAME, Experiment
 
 KeyPath = tuple[str | int, ...]
+_NAME = re.compile(NAME)
 
 
 class _Loader(yaml.SafeLoader):
@@ -53,6 +54,8 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
     except UnicodeDecodeError as error:
         raise ConfigError(f"not UTF-8 text ({error.reason} at byte {error.start})", where=str(path)) from None
     values, lines = _parse(text, str(path))
+    if _NAME.fullmatch(path.stem):  # else two files without a name would share one run folder
+        values.setdefault("name", path.stem)
     places = {key: f"{path}:{line}" for key, line in lines.items()}
     for override in overrides:
         key = _apply(values, override)

@@ -26,6 +26,15 @@ def text_id(text: str) -> str:
     return hashlib.blake2b(canonical(text).encode(), digest_size=8).hexdigest()
 
 
+def is_titled(document: str, query: str) -> bool:
+    """Whether a document is a query's text below a title, given that both have one id: as in ArguAna.
+
+    Ids may be equal by chance, as 1 and 1 are: so the text must be the document's end, and most of it.
+    """
+    whole, end = canonical(document), canonical(query)
+    return whole.endswith(end) and 2 * len(end) >= len(whole)
+
+
 @dataclass(frozen=True)
 class Collection:
     """Texts of documents and queries, and the qrels of each split.
@@ -54,13 +63,22 @@ class Collection:
         return {document: text for document, text in self.documents.items() if document in judged}
 
     def self_matches(self) -> dict[str, set[str]]:
-        """Query id -> ids of the documents whose text is the query's own (queries without any are absent)."""
+        """Query id -> ids of the documents that are the query itself (queries without any are absent).
+
+        Those have its text, or its id and its text below a title (`is_titled`).
+        """
         by_text: dict[str, set[str]] = {}
         wanted = {canonical(text) for text in self.queries.values()}
         for document, text in self.documents.items():
             if (key := canonical(text)) in wanted:
                 by_text.setdefault(key, set()).add(document)
-        return {query: by_text[key] for query, text in self.queries.items() if (key := canonical(text)) in by_text}
+        found: dict[str, set[str]] = {}
+        for query, text in self.queries.items():
+            own = by_text.get(canonical(text), set())
+            titled = query in self.documents and is_titled(self.documents[query], text)
+            if own or titled:
+                found[query] = own | {query} if titled else own
+        return found
 
 
 @dataclass(frozen=True)

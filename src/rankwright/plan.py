@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rankwright.errors import ConfigError
-from rankwright.sections import Experiment, FuseRetriever, MergeSection, MineSection, Training
+from rankwright.sections import Experiment, FuseRetriever, MineSection, Training
 
 RETRIEVAL = "retrieval"
 RESERVED = (RETRIEVAL, "rrf", "fused")
@@ -81,11 +81,12 @@ class Plan:
         fusion = experiment.retrieve[rerank_from]
         members = tuple(fusion.of) if isinstance(fusion, FuseRetriever) else ()
         _check_arms(arms, (*RESERVED, *members))
+        _check_retrievers(experiment)
         merge = experiment.merge
         split = experiment.evaluate.split if experiment.evaluate else "test"
         searches = tuple(name for name, training in experiment.train.items() if training.recipe == "auto")
         tuned = _tuned(experiment)
-        _check_split(split, searches, tuned, merge)
+        _check_split(split, searches, tuned, experiment)
         watched = ["dev" for name, training in experiment.train.items() if training.dev or name in searches]
         watched += ["dev"] if tuned or (merge and merge.asks_dev) else []
         miners = _miners(experiment)
@@ -214,24 +215,37 @@ def _check_arms(arms: Iterable[str], taken: Sequence[str]) -> None:
             raise ConfigError(f"rerank.arms: {arm!r} is a column that rankwright makes itself; use another name")
 
 
+def _check_retrievers(experiment: Experiment) -> None:
+    """A fused retriever is a column too, and must not take the place of retrieval itself."""
+    for name in experiment.retrieve:
+        if name in RESERVED:
+            message = f"retrieve.{name}: {name!r} is a column that rankwright makes itself"
+            raise ConfigError(message, hint="another name, as in dense or bm25")
+
+
 def _tuned(experiment: Experiment) -> list[str]:
     """The fusions whose weights dev chooses."""
     retrievers = experiment.retrieve.items()
     return [name for name, one in retrievers if isinstance(one, FuseRetriever) and one.method == "tuned"]
 
 
-def _check_split(split: str, searches: Sequence[str], tuned: Sequence[str], merge: MergeSection | None) -> None:
-    """What was found on dev, and trained on train, is measured on test alone."""
-    found = [f"train.{name}: recipe: auto" for name in searches]
+def _check_split(split: str, searches: Sequence[str], tuned: Sequence[str], experiment: Experiment) -> None:
+    """What was found on dev, and trained on train, is measured on test alone, where a verdict is to be believed."""
+    found, merge = [f"train.{name}: recipe: auto" for name in searches], experiment.merge
     found += [f"retrieve.{name}: method: tuned" for name in tuned]
     if merge and merge.weight == "sweep":
         found.append("merge.weight: sweep")
     if merge and merge.method == "cocktail":
         found.append("merge.method: cocktail")
+    if experiment.verdict and experiment.rerank:
+        trained = experiment.train.items()
+        watching = [name for name, own in trained if own.dev and own.keep == "best"]
+        found += [f"train.{name}" for name in (experiment.train if split == "train" else watching)]
     if split == "test" or not found:
         return
     message = f"evaluate.split: {split} would measure on queries that {found[0]} has chosen or learned by"
-    raise ConfigError(message, hint="evaluate: {split: test}, or a recipe, a fusion and a merge that are fixed")
+    hint = "evaluate: {split: test}; or what is fixed (recipe, fusion, merge, dev: null), or verdict: null"
+    raise ConfigError(message, hint=hint)
 
 
 def _check_sections(experiment: Experiment) -> None:

@@ -82,7 +82,7 @@ class Bases:
             gains = found[other].result.array() - found[best].result.array()
             if beyond(gains, self.case.seed, rivals)[0] > 0:
                 best, why = other, "above those named before it, served, beyond dev's noise"
-            elif self._knows(pools[other], pools[best], rivals) and beyond(gains, self.case.seed)[1] >= 0:
+            elif self._knows(pools[other], pools[best], rivals) and float(np.mean(gains)) >= 0:
                 best, why = other, "it knows the task better (closed pools), and serves no worse"
         self.record.reasons.append(f"base: {found[best].reference}, {why}")
         return found[best]

@@ -20,6 +20,7 @@ from rankwright.core import Group
 from rankwright.rooms.train import Workbench, train
 from rankwright.sections import Training
 from rankwright.toolbox.progress import silenced
+from rankwright.toolbox.schedule import count_pairs
 from rankwright.toolbox.weights import locate
 
 STEPS, UNCOUNTED = 14, 4
@@ -50,7 +51,7 @@ def training_pairs_per_second(case: Case, section: Training, base: str, folder: 
         hook.remove()
         shutil.rmtree(folder, ignore_errors=True)
     each = float(np.median([end - start for start, end in pairwise(ends[UNCOUNTED - 1 :])]))
-    pairs = float(np.mean([len(group) for group in groups])) * min(step, len(groups))
+    pairs = count_pairs(groups, timed.sample) / len(groups) * min(step, len(groups))
     return pairs / max(each, 1e-6)
 
 

@@ -126,8 +126,9 @@ def _pace(given: Training, rate: float, groups: float, *, new_head: bool = False
 def rivals(start: Recipe, facts: Facts, given: Training, others: Mapping[str, float] | None = None) -> list[Recipe]:
     """What else may be right, the likeliest first: a small purse tries only the first of them.
 
-    None that would change a key that the user has written. `others` are retrievers beside the served one, with the
-    spread of their scores: one of them alone may give better negatives, and another order to hold on to.
+    None that would change a key that the user has written, or that is the first recipe over again. `others` are
+    retrievers beside the served one, with the spread of their scores: one of them alone may give better negatives, and
+    another order to hold on to.
     """
     rate = start.training.learning_rate
     found = [
@@ -151,7 +152,8 @@ def rivals(start: Recipe, facts: Facts, given: Training, others: Mapping[str, fl
     if facts.symmetric:
         found.insert(1, start.but("both orders", "a pair means the same either way", both_orders=True))
     fixed = given.model_fields_set - _OF_A_SEARCH
-    return [one for one in found if all(getattr(one.training, key) == getattr(start.training, key) for key in fixed)]
+    own = [one for one in found if all(getattr(one.training, key) == getattr(start.training, key) for key in fixed)]
+    return [one for one in own if (one.mine, one.training) != (start.mine, start.training)]
 
 
 _LAMBDA = "lambda + kl"

@@ -258,8 +258,9 @@ class _Search:
             return int(int(min((self.purse.left - asked) / (count + 2 * longer), most) / step) * step)
 
         for count in range(everyone, 1, -1):
-            if each(count) >= min(WORTHWHILE if count > FEW else SMALLEST, most / 2) - step:
-                return count, each(count)
+            pairs = each(count)
+            if pairs and pairs >= min(WORTHWHILE if count > FEW else SMALLEST, most / 2) - step:
+                return count, pairs
         return 0, 0
 
     # ---------------------------------------------------------------------------------------------------- second round

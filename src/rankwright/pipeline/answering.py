@@ -85,11 +85,12 @@ class Answering:
         parquet.write_table(found.per_query_table(), out / "per_query.parquet")
         if found.sample:
             write_json(out / "responses.json", found.responses)
-            judged: dict[str, dict[str, int]] = {}
+            # Not among the stage's own files: `evaluate` may read it, and comes before. What was judged stays judged.
+            file = self.site.folder.root / "judged.qrels"
+            judged = trec.read_qrels(file) if file.exists() else {}
             for query, document, relevant in found.verdicts:
                 judged.setdefault(query, {})[document] = int(relevant)
-            # Not among the stage's own files: `evaluate` may read it, and comes before.
-            trec.write_qrels(self.site.folder.root / "judged.qrels", judged)
+            trec.write_qrels(file, judged)
 
     def _section(self) -> RagSection:
         return self.site.experiment.rag or RagSection()

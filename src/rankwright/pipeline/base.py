@@ -7,12 +7,13 @@ what any stage does, nor which comes next.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from rankwright.boxes import Boxes
 from rankwright.core import SPLITS, Qrels, Run
+from rankwright.pipeline.preflight import is_plain
 from rankwright.plan import Model, Plan
 from rankwright.rooms.mine import PairScorer
 from rankwright.rooms.retrieve import RetrieveContext, pair_scorer
@@ -29,19 +30,27 @@ ROOMS = (
 )
 
 VERSIONS = dict.fromkeys(ROOMS, 1) | {
-    **{"recipe": 2, "mine": 2, "train": 3, "merge": 2, "rerank": 4, "blend": 3, "general": 2},
-    **{"evaluate": 3, "diagnose": 2, "report": 4},
+    **{"recipe": 2, "mine": 2, "train": 4, "merge": 2, "rerank": 4, "blend": 4, "general": 2},
+    **{"evaluate": 3, "diagnose": 2, "verdict": 2, "report": 4},
 }
 """Raise a room's number when the same input gives another output: boxes made before are then made anew."""
 
 
+def _nothing() -> None:
+    pass
+
+
 @dataclass(frozen=True)
 class Stage:
-    """A stage: what it would be made of now, and how to make it in a folder (returning what to tell)."""
+    """A stage: what it would be made of now, and how to make it in a folder (returning what to tell).
+
+    `afterwards` is done whether it was made or reused: what lies beside a model is lost where the model is made anew.
+    """
 
     name: str
     made_of: Callable[[], MadeOf]
     work: Callable[[Path], list[str]]
+    afterwards: Callable[[], None] = _nothing
 
     @property
     def room(self) -> str:
@@ -58,6 +67,20 @@ class Outcome:
     why: str
     seconds: float = 0.0
     lines: list[str] = field(default_factory=list)
+
+
+def planned(experiment: Experiment) -> Plan:
+    """The plan; of the arms that nobody named, without a base that cannot score: a plain encoder has no head.
+
+    Raises:
+        ConfigError: a name in the experiment stands for nothing.
+    """
+    plan = Plan.of(experiment)
+    if not experiment.rerank or experiment.rerank.arms is not None:
+        return plan
+    searched = [plan.bases[name] for name in plan.searches]  # which may yet become rerankers
+    arms = {arm: model for arm, model in plan.arms.items() if model in searched or not is_plain(model)}
+    return replace(plan, arms=arms)
 
 
 @dataclass
@@ -81,7 +104,7 @@ class Site:
             ConfigError: a name in the experiment stands for nothing.
         """
         folder = RunFolder(runs / experiment.name)
-        return cls(experiment, Plan.of(experiment), folder, Boxes(folder))
+        return cls(experiment, planned(experiment), folder, Boxes(folder))
 
     def adopt(self, experiment: Experiment) -> None:
         """Go on with another experiment: the stages that follow are those that it asks for.
@@ -89,7 +112,7 @@ class Site:
         Raises:
             ConfigError: a name in the experiment stands for nothing; the one before then stays.
         """
-        plan = Plan.of(experiment)
+        plan = planned(experiment)
         self.experiment, self.plan = experiment, plan
 
     @property
@@ -116,12 +139,18 @@ class Site:
         """The arms that are reranked, in their order."""
         return list(self.plan.arms) if self.experiment.rerank else []
 
-    def keep_with_model(self, model: Model, values: Mapping[str, Any]) -> None:
-        """Add to rankwright.json beside a model of ours: no part of the stage's outputs, nor of the fingerprint."""
-        if model.stage:
-            path = self.boxes.model(model) / SETTINGS
-            before = read_settings(self.boxes.model(model))
-            write_json(path, {**before, **values})
+    def keep_with_model(self, model: Model, key: str, value: Mapping[str, Any] | None) -> None:
+        """Put into rankwright.json beside a model of ours, or take out of it (None).
+
+        It is no part of the stage's outputs, nor of the fingerprint.
+        """
+        if not model.stage or not self.boxes.model(model).is_dir():
+            return
+        path = self.boxes.model(model) / SETTINGS
+        before = read_settings(self.boxes.model(model))
+        wanted = {name: own for name, own in {**before, key: value}.items() if own is not None}
+        if wanted != before:
+            write_json(path, wanted)
 
     def inputs(self, *stages: str) -> dict[str, Any]:
         """The keys of earlier stages, as parts of what one is made of."""

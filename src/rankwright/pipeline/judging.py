@@ -48,7 +48,7 @@ class Judging:
         if self.site.experiment.diagnose and self.site.plan.examined:
             yield Stage("diagnose", self._diagnose_made_of, self._diagnose)
         if self.site.experiment.verdict and self.site.plan.arms:
-            yield Stage("verdict", self._verdict_made_of, self._verdict)
+            yield Stage("verdict", self._verdict_made_of, self._verdict, self._serve)
         if self.site.experiment.report:
             yield Stage("report", self._report_made_of, self._report)
 
@@ -62,6 +62,8 @@ class Judging:
         made = {**flat("evaluate", section), "evaluate.retriever": self.site.plan.rerank_from}
         if section.judged:
             made["content.evaluate.judged"] = file_content(section.judged)
+        if "general" in self.site.keys:
+            made |= {"general.against": self._general_against(), "general.beside": self._general_beside()}
         return {**made, "seed": self.site.experiment.seed, **self.site.inputs(*inputs), "room": VERSIONS["evaluate"]}
 
     def _evaluate(self, out: Path) -> list[str]:
@@ -89,14 +91,24 @@ class Judging:
         section, experiment = self.site.experiment.general, self.site.experiment
         if found is None or section is None or experiment.evaluate is None:
             return None
-        examined = self.site.plan.examined
         return found.table(
-            self._before(examined) if examined else None,
+            self._general_against(),
             experiment.evaluate,
             source=section.source,
-            beside=experiment.verdict.metric if experiment.verdict else section.metric,
+            beside=self._general_beside(),
             seed=experiment.seed,
         )
+
+    def _general_against(self) -> str | None:
+        """The arm that all are held against on the general collection."""
+        examined = self.site.plan.examined
+        return self._before(examined) if examined else None
+
+    def _general_beside(self) -> str:
+        """The metric of the measured collection that stands beside those values."""
+        verdict, general = self.site.experiment.verdict, self.site.experiment.general
+        assert general
+        return verdict.metric if verdict else general.metric
 
     def _provenance(self) -> dict[str, str]:
         """Where the table's numbers come from: data, candidates, models, versions."""
@@ -221,9 +233,13 @@ class Judging:
             seed=self.site.experiment.seed,
         )
         write_json(out / "verdict.json", {**found.values(), "lines": found.lines(), "slug": found.slug})
-        for arm in self.site.arms:
-            self.site.keep_with_model(self.site.plan.arms[arm], {"verdict": {"word": found.word, "arm": found.arm}})
         return found.lines()
+
+    def _serve(self) -> None:
+        """Beside each arm's model: the word, and the arm that it is said of."""
+        found = self.site.boxes.values("verdict", "verdict.json") or {}
+        for model in self.site.plan.arms.values():
+            self.site.keep_with_model(model, "verdict", {name: found[name] for name in ("word", "arm")})
 
     # ---------------------------------------------------------------------------------------------------------- report
 

@@ -16,8 +16,10 @@ from typing import Any
 from rankwright.auto import Case, forget, search, training_key
 from rankwright.boxes import refuse_search_without_dev
 from rankwright.core import Group
+from rankwright.errors import DataError
 from rankwright.pipeline.base import VERSIONS, Site, Stage, flat
 from rankwright.pipeline.merging import Merging
+from rankwright.pipeline.preflight import preflight
 from rankwright.plan import MINE, Model, unfolded
 from rankwright.rooms.data import data
 from rankwright.rooms.mine import PairScorer, mine
@@ -27,7 +29,9 @@ from rankwright.sections import FuseRetriever, ImportRetriever, MineSection, Rer
 from rankwright.toolbox.device import choose_device
 from rankwright.toolbox.formats.content import content, file_content
 from rankwright.toolbox.scorer import CachedScorer, both_orders
-from rankwright.workspace import MadeOf
+from rankwright.toolbox.tuned import Chosen, Tuned
+from rankwright.toolbox.weights import OFFLINE, OFFLINE_ID
+from rankwright.workspace import MadeOf, write_json
 
 _PRIOR = 2
 """How a prior is let into a fusion: raised where that changes, so that only runs with one are made anew."""
@@ -64,6 +68,7 @@ class Making:
     def _data(self, out: Path) -> list[str]:
         collection, told = data(self.site.experiment.data, self.site.experiment.seed)
         refuse_search_without_dev(collection, self.site.plan.searches)
+        preflight(self.site.experiment, self.site.plan, collection)
         self.site.boxes.save_data(out, collection, told)
         return told.lines()
 
@@ -82,11 +87,22 @@ class Making:
         return {**made, **self.site.inputs("data"), "room": VERSIONS["retrieve"]}
 
     def _retrieve(self, out: Path) -> list[str]:
-        runs = retrieve(self.site.boxes.collection, self.site.experiment.retrieve, self.site.context)
+        told: list[str] = []
+
+        def keep(name: str, tuned: Tuned, chosen: Chosen) -> None:
+            write_json(out / f"{name}.json", {**tuned.values(), "line": chosen.line()})
+            told.append(f"{name}: {chosen.line()}")
+
+        collection, section = self.site.boxes.collection, self.site.experiment.retrieve
+        runs = retrieve(collection, section, self.site.context, on_tuned=keep)
+        served, split = self.site.plan.rerank_from, self.site.plan.split
+        if self.site.experiment.evaluate and split in collection.qrels and not runs[served][split].rankings:
+            message = f"{served} has no candidate for any of the {len(collection.qrels[split]):,} queries of {split}"
+            raise DataError(message, hint="do the query ids of an imported run fit? Do the texts share any word?")
         self.site.boxes.save_candidates(out, runs)
         sizes = {split: len(run.rankings) for split, run in next(iter(runs.values())).items()}
-        told = ", ".join(f"{count:,} {split}" for split, count in sizes.items())
-        return [f"{', '.join(runs)}: candidates for {told} queries"]
+        found = ", ".join(f"{count:,} {split}" for split, count in sizes.items())
+        return [*told, f"{', '.join(runs)}: candidates for {found} queries"]
 
     # ---------------------------------------------------------------------------------------------------------- recipe
 
@@ -234,8 +250,15 @@ class Making:
         dev = None
         if section.dev:
             dev = DevSet.of(self.site.boxes.collection, self.site.candidates("dev"), section.dev)
-        bench = Workbench(out, self.site.experiment.device, self.site.folder.cache, self.site.experiment.seed)
+        experiment, origin = self.site.experiment, self._origin(self.site.plan.bases[name])
+        bench = Workbench(out, experiment.device, self.site.folder.cache, experiment.seed, base=origin)
         return [*told, *train(groups, section, base=base, dev=dev, bench=bench).lines()]
+
+    def _origin(self, model: Model) -> str:
+        """The model from outside that a model goes back to, by a name that the hub knows where it has one."""
+        while model.kind == "train":
+            model = self.site.plan.bases[model.name]
+        return OFFLINE_ID if model.name == OFFLINE else model.name
 
     def _made_by_search(self, section: Training, groups: Sequence[Group], base: Path, out: Path) -> bool:
         """Take the very same training from a search's trials, if it is there."""

@@ -15,9 +15,10 @@ from rankwright.core import Qrels, Run, text_id
 from rankwright.errors import ConfigError
 from rankwright.pipeline.base import VERSIONS, Site, Stage, flat
 from rankwright.plan import BLENDED, Model
-from rankwright.rooms.blend import blend, blended, fuse, fused
+from rankwright.rooms.blend import blend, blended, fuse, fused, serving
 from rankwright.rooms.general import general
 from rankwright.rooms.rerank import pairs_of, rerank
+from rankwright.sections import FuseRetriever
 from rankwright.toolbox.cascaded import Calibrated, CascadeScorer
 from rankwright.toolbox.engine.choose import FP32
 from rankwright.toolbox.engine.guard import Decision
@@ -38,9 +39,9 @@ class Reranking:
         """The stages in order; each as the site's experiment is when it is asked for."""
         if not self.site.experiment.rerank:
             return
-        yield Stage("rerank", self._rerank_made_of, self._rerank)
+        yield Stage("rerank", self._rerank_made_of, self._rerank, self._serve_none)
         if self.site.experiment.blend:
-            yield Stage("blend", self._blend_made_of, self._blend)
+            yield Stage("blend", self._blend_made_of, self._blend, self._serve)
         if self.site.experiment.general:
             yield Stage("general", self._general_made_of, self._general)
 
@@ -54,6 +55,8 @@ class Reranking:
             f"{arm}: {model.name}" for arm, model in self.site.plan.arms.items()
         ]  # their order counts
         made["rerank.split"] = self.site.plan.split
+        if not self.site.experiment.blend:
+            made["rerank.dev"] = "not reranked"
         for model in self.site.plan.arms.values():
             made |= self.site.model_input(model)
         return {**made, **self.site.inputs("data", "retrieve"), "room": VERSIONS["rerank"]}
@@ -140,9 +143,8 @@ class Reranking:
         return Run({query: run.rankings.get(query, ()) for query in chosen[: section.dev_queries]})
 
     def _chooses_on_dev(self) -> bool:
-        section = self.site.experiment.rerank
-        there = "dev" in self.site.boxes.collection.qrels and self.site.plan.split != "dev"
-        return bool(section and section.dev_queries and self.site.experiment.blend and there)
+        """Whether dev is reranked too: it is wanted, and one of its queries has candidates to choose by."""
+        return bool(self.site.experiment.blend and any(self._dev_candidates().rankings.values()))
 
     # ----------------------------------------------------------------------------------------------------------- blend
 
@@ -159,7 +161,8 @@ class Reranking:
         depth, split = rerank_section.depth, self.site.plan.split
         if not self._chooses_on_dev():
             write_json(out / "choices.json", {"arms": {}, "fusion": None, "depth": depth})
-            return ["no dev split: nothing to choose a blend on (data.dev_share above 0 cuts one from train)"]
+            why = "no dev split, or none of its queries has candidates: nothing to choose a blend on"
+            return [f"{why} (data.dev_share above 0 cuts one from train)"]
         dev = self._reranked_candidates()["dev"]
         qrels = {query: self.site.boxes.collection.qrels["dev"][query] for query in dev.rankings}
         told, chosen = [], {}
@@ -176,17 +179,33 @@ class Reranking:
                 f"{arm}: weight {choice.weight:g} at depth {choice.depth}; dev {label(section.metric)} "
                 f"{choice.retrieval:.4f} retrieval, {choice.reranked:.4f} reranked, {choice.blended:.4f} blended"
             )
-            self.site.keep_with_model(self.site.plan.arms[arm], {"blend": choice.serving()})
         fusion = self._fusion(out, qrels, section.metric)
         write_json(out / "choices.json", {"arms": chosen, "fusion": fusion, "depth": depth})
         return told
 
+    def _serve(self) -> None:
+        """Beside each arm's model: the blend that dev chose, and how pairs were read for it."""
+        section, chosen = self.site.experiment.rerank, self.site.boxes.choices()["arms"]
+        assert section
+        read = {"both_orders": section.both_orders, "max_length": section.max_length}
+        for arm, model in self.site.plan.arms.items():
+            choice = chosen.get(arm)
+            self.site.keep_with_model(model, "blend", {**serving(choice), **read} if choice else None)
+
+    def _serve_none(self) -> None:
+        """A blend that is not asked for any more is not served either."""
+        if not self.site.experiment.blend:
+            for model in self.site.plan.arms.values():
+                self.site.keep_with_model(model, "blend", None)
+
     def _fusion(self, out: Path, qrels: Qrels, metric: str) -> dict[str, Any] | None:
         """Tuned fusion of all plain retrievers: what a reranker must beat where there are several.
 
-        None where the candidates are a fusion already: then that is retrieval, and it is the one to beat.
+        None where the candidates are such a fusion already: then that is retrieval, and it is the one to beat. One
+        that nobody tuned may be worse than a retriever alone, and is no excuse for a reranker.
         """
-        if self.site.plan.members:
+        candidates = self.site.experiment.retrieve[self.site.plan.rerank_from]
+        if isinstance(candidates, FuseRetriever) and candidates.method == "tuned":
             return None
         names = [name for name, retriever in self.site.experiment.retrieve.items() if retriever.kind != "fuse"]
         tuned = fuse({name: self.site.boxes.candidates(name, "dev") for name in names}, qrels, metric)

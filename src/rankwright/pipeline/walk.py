@@ -107,8 +107,10 @@ class Walk:
             return self.stages()
         if until not in {stage.room for stage in self.stages()}:
             if until == "recipe":
-                raise ConfigError("no training asks for a search", hint="train: {recipe: auto}")
-            raise ConfigError(f"the experiment has no {until} section", hint=f"add `{until}:` to it")
+                done = sorted(self.folder.root.glob("recipe/*/recipe.txt"))
+                hint = f"what was found stands in {done[0]}" if done else "train: {recipe: auto}"
+                raise ConfigError("no training asks for a search", hint=hint)
+            raise ConfigError(f"the experiment has no {until} section", hint=f"add `{until}: {{}}` to it")
         last = ROOMS.index(until)
         return itertools.takewhile(lambda stage: ROOMS.index(stage.room) <= last, self.stages())
 
@@ -124,12 +126,14 @@ class Walk:
         if decision.reuse:
             self.folder.tidy(stage.name)
             stage_line(stage.name, "reused", decision.why)
+            stage.afterwards()
             return Outcome(stage.name, "reused", decision.why)
         action = "resumed" if decision.resume else "ran"
         stage_line(stage.name, "resumes" if decision.resume else "runs", decision.why)
         started = time.monotonic()
         with self.folder.making(stage.name, made_of) as out:
             lines = stage.work(out)
+        stage.afterwards()
         for line in lines:
             say(line)
         seconds = time.monotonic() - started
@@ -187,7 +191,8 @@ def _check_metrics(experiment: Experiment) -> None:
     """Refuse an unknown metric now, and not after hours of training."""
     watched = [training.dev.metric for training in experiment.train.values() if training.dev]
     watched += [experiment.merge.choose_by] if experiment.merge else []
-    watched += [section.metric for section in (experiment.blend, experiment.general) if section]
+    asking = (experiment.blend, experiment.general, experiment.diagnose)
+    watched += [section.metric for section in asking if section]
     for metric in (*(experiment.evaluate.metrics if experiment.evaluate else ()), *watched):
         measure_name(metric)
     if experiment.evaluate and experiment.verdict and experiment.rerank:

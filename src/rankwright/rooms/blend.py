@@ -54,10 +54,6 @@ class Choice:
         """The choice as JSON takes it."""
         return {**asdict(self), "normalisation": NORMALISATION}
 
-    def serving(self) -> dict[str, Any]:
-        """What serving needs: weight, depth and normalisation."""
-        return {"weight": self.weight, "depth": self.depth, "normalisation": NORMALISATION}
-
 
 @dataclass(frozen=True)
 class Fusion:
@@ -106,6 +102,11 @@ def blend(retrieved: Run, reranked: Run, qrels: Qrels, section: BlendSection, *,
         float(low),
         float(high),
     )
+
+
+def serving(choice: Mapping[str, Any]) -> dict[str, Any]:
+    """What serving needs of a choice's values: weight, depth and normalisation."""
+    return {name: choice[name] for name in ("weight", "depth", "normalisation")}
 
 
 def blended(retrieved: Run, reranked: Run, choice: Choice, *, depth: int) -> Run:

@@ -12,7 +12,7 @@ import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from rankwright.core import SPLITS, Collection, Qrels, count_pairs, relevant, text_id
+from rankwright.core import SPLITS, Collection, Qrels, count_pairs, is_titled, relevant, text_id
 from rankwright.errors import DataError
 from rankwright.sections import DataSection
 from rankwright.toolbox import formats
@@ -123,7 +123,7 @@ def data(section: DataSection, seed: int) -> tuple[Collection, DataReport]:
     keys = _Keys.of(collection, wanted)
     if section.dedupe:
         collection = _merge_copies(collection, keys, tally)
-    qrels = _settle_self_matches(collection.qrels, keys, tally, drop=section.self_matches == "drop")
+    qrels = _settle_self_matches(collection, keys, tally, drop=section.self_matches == "drop")
     qrels = _with_relevant(qrels, tally)
     qrels = _settle_leaks(Collection(collection.documents, collection.queries, qrels), keys, section, tally)
     qrels = _cut(qrels, keys, section, seed, tally)
@@ -167,12 +167,17 @@ def _merge_copies(collection: Collection, keys: _Keys, tally: _Tally) -> Collect
     return Collection(documents, collection.queries, united)
 
 
-def _settle_self_matches(qrels: Mapping[str, Qrels], keys: _Keys, tally: _Tally, *, drop: bool) -> dict[str, Qrels]:
-    """Count, and with `drop` leave out, judgements of a document whose text is the query's own."""
-    settled: dict[str, Qrels] = {split: {} for split in qrels}
-    for split, by_query in qrels.items():
+def _settle_self_matches(collection: Collection, keys: _Keys, tally: _Tally, *, drop: bool) -> dict[str, Qrels]:
+    """Count, and with `drop` leave out, judgements of a document that is the query itself."""
+
+    def is_own(document: str, query: str) -> bool:
+        titled = document == query and is_titled(collection.documents[document], collection.queries[query])
+        return titled or keys.documents[document] == keys.queries[query]
+
+    settled: dict[str, Qrels] = {split: {} for split in collection.qrels}
+    for split, by_query in collection.qrels.items():
         for query, grades in by_query.items():
-            others = {d: grade for d, grade in grades.items() if keys.documents[d] != keys.queries[query]}
+            others = {d: grade for d, grade in grades.items() if not is_own(d, query)}
             tally.self_matches += len(grades) - len(others)
             settled[split][query] = others if drop else grades
     return settled
@@ -295,7 +300,8 @@ def _refuse_empty(qrels: Mapping[str, Qrels], section: DataSection, tally: _Tall
         if qrels.get(split, split == "dev" and not section.dev_share):
             continue
         lost = tally.without_relevant.get(split, 0)
-        why = f" ({lost} queries have no relevant document)" if lost else ""
+        own = " but itself" if tally.self_matches and section.self_matches == "drop" else ""
+        why = f" ({lost} queries have no relevant document{own})" if lost else ""
         cut = f"it is cut from train: give more queries, or another data.{split}_share"
         hint = cut if split in tally.cut else f"data.{split} names the source's split"
         raise DataError(f"the split {split} is empty{why}", where=section.source, hint=hint)

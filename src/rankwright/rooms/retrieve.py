@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import graphlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,9 +69,13 @@ class Pool:
 
 
 def retrieve(
-    collection: Collection, section: Mapping[str, Retriever], context: RetrieveContext
+    collection: Collection,
+    section: Mapping[str, Retriever],
+    context: RetrieveContext,
+    *,
+    on_tuned: Callable[[str, Tuned, Chosen], None] = lambda name, tuned, chosen: None,
 ) -> dict[str, SplitRuns]:
-    """Retriever name -> split -> run, at most `depth` documents a query.
+    """Retriever name -> split -> run, at most `depth` documents a query. `on_tuned` hears of each tuned fusion.
 
     Scores are float32, save those of fusions; ties stand in the order of document ids. A query for which nothing is
     found is absent from its run, as it is from a TREC file.
@@ -89,7 +93,7 @@ def retrieve(
         retriever = section[name]
         if isinstance(retriever, FuseRetriever) and retriever.method == "tuned":
             tuned, chosen = _tuned(collection, retriever, section, context, runs)
-            say(f"{name}: {chosen.line()}")
+            on_tuned(name, tuned, chosen)
             runs[name] = {split: tuned.run(split, retriever.depth) for split in runs[retriever.of[0]]}
         elif isinstance(retriever, FuseRetriever):
             runs[name] = _fuse(retriever, runs)
@@ -308,12 +312,12 @@ def _import(name: str, retriever: ImportRetriever, collection: Collection, pool:
     files = {str(split): path for split, path in retriever.runs.items()}
     for split in pool.splits:
         queries = collection.qrels[split]
-        path = files.get(split)
-        if path is None:
+        path = files.get(split, files.get("train"))  # where a split was cut from train, train's run has its queries
+        run = trec.read_run(Path(path)) if path else Run()
+        if path is None or (split not in files and not queries.keys() & run.rankings.keys()):
             say(f"retrieve.{name} has no run for {split}: its {len(queries):,} queries have no candidates")
             yield split, Run()
             continue
-        run = trec.read_run(Path(path))
         _refuse_unknown(run, collection, path)
         found = {query: run.scores(query) for query in queries if query in run.rankings}
         _say_what_differs(path, split, run, queries)

@@ -25,7 +25,7 @@ from rankwright.toolbox.active import ActiveRows
 from rankwright.toolbox.device import choose_device, choose_precision
 from rankwright.toolbox.devset import DevSet as DevSet
 from rankwright.toolbox.engine import packed
-from rankwright.toolbox.engine.forward import forward_tokens
+from rankwright.toolbox.engine.forward import TOKEN_BUDGET, forward_tokens
 from rankwright.toolbox.engine.pairs import Tokens
 from rankwright.toolbox.grouped import TextTokens, longest_draws, pad_groups, pairs_of
 from rankwright.toolbox.model import Reranker
@@ -52,7 +52,8 @@ HAIR = 1e-9
 class Workbench:
     """Where a training works: its folder (``model/``, ``checkpoints/``, ``log.jsonl``), and on what.
 
-    `name` is what it is called on the screen (default: the folder's).
+    `name` is what it is called on the screen (default: the folder's), `base` what the model's card says that it comes
+    from (default: the folder's name).
     """
 
     folder: Path
@@ -60,6 +61,7 @@ class Workbench:
     cache: Path | None = None
     seed: int = 0
     name: str | None = None
+    base: str | None = None
 
     @property
     def title(self) -> str:
@@ -126,6 +128,7 @@ class _Loop:
         self.notes: list[str] = []
         self.active: ActiveRows | None = None
         self.tap: packed.Tap | None = None
+        self.scoring_budget: int | None = None
         self.loss = losses.combine(section.loss, temperature=section.kl_temperature)
 
     def run(self) -> Trained:
@@ -246,14 +249,24 @@ class _Loop:
         total, parts = self._gradients(chosen, swapped)
         if self.section.clip:
             self.accelerator.clip_grad_norm_(list(exits.own_parameters(self.model)), self.section.clip)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        self._optimise()
         self.state.step += 1
         spreads = torch.stack([losses.group_spread(scores, mask) for scores, _, mask, *_ in parts])
         spread = float(spreads.nanmean())  # groups of one candidate have none
         self._note_flatness(total, spread, parts)
         rate = float(self.optimizer.param_groups[0]["lr"])
         self.log.write({"step": self.state.step, "loss": total, "lr": rate, "spread": spread})
+
+    def _optimise(self) -> None:
+        """Move the weights by the gradients. The first time makes the optimiser's own memory, twice the weights'."""
+        try:
+            self.optimizer.step()
+        except RuntimeError as error:
+            if not footprint.out_of_memory(error):
+                raise
+            message = "out of memory: the optimiser's two moments have no room beside weights and gradients"
+            raise ModelError(message, hint="lora, a smaller base, or device: cpu") from None
+        self.optimizer.zero_grad()
 
     def _gradients(self, chosen: Sequence[Group], swapped: Sequence[bool]) -> tuple[float, list[list[torch.Tensor]]]:
         """The step's loss and tensors, its gradients in place; begun anew with less at a time where memory runs out."""
@@ -305,12 +318,12 @@ class _Loop:
         """What the exit head learns from the pass just made: a graph of its own, apart from the model's."""
         return exits.loss(self._bare(), self.tap, tensors[0], tensors[2]) if self.tap else 0.0
 
-    def _logits(self, tokens: Tokens) -> torch.Tensor:
-        """Logits (count,), with their graph."""
-        pad, options = self.reranker.pad_id, {}
+    def _logits(self, tokens: Tokens, budget: int | None = None) -> torch.Tensor:
+        """Logits (count,), with their graph; at most `budget` tokens at a time."""
+        options: dict[str, Any] = {"pad_id": self.reranker.pad_id, "device": self.device, "precision": self.precision}
         if self.section.exit and self.model.training:
             self.tap = options["tap"] = packed.Tap(self.section.exit)
-        return forward_tokens(self._bare(), tokens, pad_id=pad, device=self.device, precision=self.precision, **options)
+        return forward_tokens(self._bare(), tokens, budget=budget, **options)
 
     def _note_flatness(self, loss: float, spread: float, parts: Sequence[Sequence[torch.Tensor]]) -> None:
         """Count the steps in a row that look collapsed: one score for all candidates, and the loss at chance."""
@@ -372,8 +385,22 @@ class _Loop:
         self.model.eval()
         with torch.inference_mode():
             windows = [pairs[start : start + engine.WINDOW] for start in range(0, len(pairs), engine.WINDOW)]
-            found = [self._logits(self.texts.of(window)).cpu().numpy() for window in windows]
-        return np.concatenate(found)
+            return np.concatenate([self._scored(self.texts.of(window)) for window in windows])
+
+    def _scored(self, tokens: Tokens) -> NDArray[np.float32]:
+        """Logits, float32 (count,); with fewer tokens at a time from here on where memory runs out."""
+        while True:
+            try:
+                return self._logits(tokens, self.scoring_budget).cpu().numpy()
+            except RuntimeError as error:
+                if not footprint.out_of_memory(error):
+                    raise
+            footprint.release(self.device, cycles=True)
+            before = self.scoring_budget or TOKEN_BUDGET[self.device.split(":")[0]]
+            if before <= int(tokens.lengths.max()):
+                raise ModelError("out of memory: not even one dev pair has room", hint="a smaller max_length, or lora")
+            self.scoring_budget = before // 2
+            self._note(f"{self.bench.title}: out of memory on dev; from here on {before // 2:,} tokens at a time")
 
     def _begin_rounding(self) -> None:
         """From here on linear layers round as int8 scoring does; the best checkpoint is measured anew under it."""
@@ -419,13 +446,14 @@ class _Loop:
 
     def _save(self) -> None:
         self.state.log_bytes = self.log.size
-        checkpoint.save(self.checkpoints, self.state.step, self._bare(), self.optimizer, asdict(self.state))
+        state = asdict(self.state)
+        checkpoint.save(self.checkpoints, self.state.step, self._bare(), self.optimizer, state, self.accelerator.scaler)
         checkpoint.forget_bests(self.checkpoints, but=self.state.best_step)
         checkpoint.forget_recent(self.checkpoints, but=self.state.recent)
 
     def _load(self, there: Path) -> None:
         before = self.state
-        self.state = State(**checkpoint.load(there, self._bare(), self.optimizer))
+        self.state = State(**checkpoint.load(there, self._bare(), self.optimizer, self.accelerator.scaler))
         if before.micro:  # gone back, perhaps to a time before memory ran out
             self.state.micro, self.state.checkpointing = min(before.micro, self.state.micro), before.checkpointing
         self._round(on=self.state.rounded)
@@ -477,7 +505,8 @@ class _Loop:
             notes=self.notes,
             averaged=averaged,
         )
-        self.reranker.save(trained.model, card=card(self.bench.title, self.base, self.section, trained), head=head)
+        told = card(self.bench.title, self.bench.base or self.base, self.section, trained)
+        self.reranker.save(trained.model, card=told, head=head)
         self.log.to_tensorboard()
         return trained
 

@@ -218,11 +218,20 @@ def _best_baseline(baselines: Mapping[str, float | None]) -> str:
 
 
 def preferred(arms: Sequence[Arm]) -> Arm:
-    """The arm that is judged: the best on dev, the first of equals; without dev the fine-tuned one, or the last."""
-    known = {place: mean for place, arm in enumerate(arms) if (mean := _on_dev(arm)) is not None}
-    if known:
-        return arms[max(known, key=known.__getitem__)]
-    return next((arm for arm in arms if arm.name == "finetuned"), arms[-1])
+    """The arm that is judged: the best on dev; without dev the fine-tuned one, or the last.
+
+    Arms that dev serves alike, as all do to which it gives no weight, are told apart by their own orders; of equals in
+    that too, it is the fine-tuned one, or the first.
+    """
+    known = [arm for arm in arms if _on_dev(arm) is not None]
+    if not known:
+        return next((arm for arm in arms if arm.name == "finetuned"), arms[-1])
+    return max(known, key=lambda arm: (_rounded(_on_dev(arm)), _rounded(arm.dev_reranked), arm.name == "finetuned"))
+
+
+def _rounded(mean: float | None) -> float:
+    """To twelve digits: a last bit must not choose."""
+    return -1.0 if mean is None else round(mean, 12)
 
 
 def _on_dev(arm: Arm) -> float | None:

@@ -45,6 +45,7 @@ from rankwright.sections.words import (
 __all__ = [
     "BUDGET",
     "METRICS",
+    "NAME",
     "OF_DIFFERENCES",
     "RAG_METRICS",
     "BlendSection",
@@ -82,10 +83,13 @@ __all__ = [
 ]
 
 
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+
+
 class Experiment(Section):
     """A whole experiment. A section that is missing skips its room, save those that have defaults."""
 
-    name: str = Field("experiment", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="the run folder's")
+    name: str = Field("experiment", pattern=NAME, description="the run folder's (default: its file's)")
     seed: int = Field(0, ge=0, description="of every draw")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
     data: DataSection = Field(description="the collection")

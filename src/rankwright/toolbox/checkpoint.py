@@ -27,8 +27,15 @@ Counters = dict[str, Any]
 RandomState = dict[str, Any]
 
 
-def save(folder: Path, step: int, model: torch.nn.Module, optimizer: torch.optim.Optimizer, counters: Counters) -> None:
-    """Write the checkpoint of `step` and remove the older ones."""
+def save(
+    folder: Path,
+    step: int,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    counters: Counters,
+    scaler: torch.amp.GradScaler | None = None,
+) -> None:
+    """Write the checkpoint of `step` and remove the older ones. `scaler` is fp16's, which has a state too."""
     import torch
     from safetensors.torch import save_model
 
@@ -36,7 +43,8 @@ def save(folder: Path, step: int, model: torch.nn.Module, optimizer: torch.optim
     shutil.rmtree(made, ignore_errors=True)
     made.mkdir(parents=True)
     save_model(model, str(made / "weights.safetensors"))
-    torch.save({"optimizer": optimizer.state_dict(), "random": random_state()}, made / "state.pt")
+    scaled = {"scaler": scaler.state_dict()} if scaler else {}
+    torch.save({"optimizer": optimizer.state_dict(), "random": random_state(), **scaled}, made / "state.pt")
     (made / "state.json").write_text(json.dumps(counters))
     before = [_place(other) for other in folder.glob("step-*")]
     again = 1 + max((number for saved, number in before if saved == step), default=-1)
@@ -52,7 +60,12 @@ def newest(folder: Path) -> Path | None:
     return max(folder.glob("step-*"), key=_place, default=None)
 
 
-def load(checkpoint: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Counters:
+def load(
+    checkpoint: Path,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler | None = None,
+) -> Counters:
     """Put weights, optimiser and random state back, and return the counters."""
     import torch
     from safetensors.torch import load_model
@@ -60,6 +73,8 @@ def load(checkpoint: Path, model: torch.nn.Module, optimizer: torch.optim.Optimi
     load_model(model, str(checkpoint / "weights.safetensors"), device=str(next(model.parameters()).device))
     state = torch.load(checkpoint / "state.pt", map_location="cpu", weights_only=True)
     optimizer.load_state_dict(state["optimizer"])
+    if scaler and "scaler" in state:
+        scaler.load_state_dict(state["scaler"])
     set_random_state(state["random"])
     counters: Counters = json.loads((checkpoint / "state.json").read_text())
     return counters
@@ -147,11 +162,11 @@ def _place(checkpoint: Path) -> tuple[int, int]:
 
 
 def random_state() -> RandomState:
-    """Where torch's random generators stand, on every device."""
+    """Where torch's random generators stand, on every device that is in use."""
     import torch
 
     state: RandomState = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():  # asking would begin it, for a training on the CPU too
         state["cuda"] = torch.cuda.get_rng_state_all()
     if torch.backends.mps.is_available():
         state["mps"] = torch.mps.get_rng_state()
@@ -159,11 +174,11 @@ def random_state() -> RandomState:
 
 
 def set_random_state(state: RandomState) -> None:
-    """Put the generators back where they stood."""
+    """Put the generators back where they stood; those of GPUs that are not here any more are left out."""
     import torch
 
     torch.set_rng_state(state["cpu"])
     if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])
+        torch.cuda.set_rng_state_all(state["cuda"][: torch.cuda.device_count()])
     if "mps" in state and torch.backends.mps.is_available():
         torch.mps.set_rng_state(state["mps"])

@@ -55,7 +55,7 @@ def choose_precision(wanted: str, device: str, cache: Path | None = None) -> tup
     if wanted != "auto":
         return wanted, "as the experiment says"
     if device.startswith("cuda"):
-        if torch.cuda.is_bf16_supported():
+        if torch.cuda.is_bf16_supported(including_emulation=False):  # which older cards do, slowly
             return "bf16", f"{torch.cuda.get_device_name(device)} has it"
         return "fp32", f"{torch.cuda.get_device_name(device)} has no bf16"
     if device != "cpu":

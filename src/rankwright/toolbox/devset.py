@@ -51,7 +51,8 @@ class DevSet:
         ids = [(query, document) for query in chosen for document in top.documents(query)]
         pairs = [(collection.queries[query], collection.documents[document]) for query, document in ids]
         if not pairs:
-            raise DataError("no dev query has candidates to watch while training", hint="dev: null with keep: last")
+            hint = "candidates for dev too, as in runs: {dev: dev.run}; of a fixed recipe, dev: null with keep: last"
+            raise DataError("no dev query has candidates to watch while training", hint=hint)
         drawn = {query: qrels[query] for query in chosen}
         return cls(pairs, ids, drawn, section.metric, section.watch, Lists.of(top, None, drawn))
 

@@ -309,7 +309,7 @@ class Session:
             trouble = outcome
             if not trouble.again:
                 break
-        if trouble.status not in _THIS_ALONE:
+        if trouble.status not in _THIS_ALONE or not endpoint.answered:
             endpoint.in_a_row += 1
         raise self._give_up(trouble)
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,12 +23,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rankwright.toolbox.engine.pairs import Tokens
-
 if TYPE_CHECKING:
     import torch
 
-Forward = Callable[[Tokens], "torch.Tensor"]
+    from rankwright.toolbox.engine.pairs import Tokens
+
+Forward = Callable[["Tokens"], "torch.Tensor"]
 
 MARGIN = 1.4
 """What is counted, times this, is what is reckoned with: gradients of activations, padding, the allocator's waste."""
@@ -189,18 +189,39 @@ def free_bytes(device: str) -> int:
         return int(torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory())
     import psutil
 
-    return min([int(psutil.virtual_memory().available), *_group_limit(Path("/sys/fs/cgroup"))])
+    limits = (limit for folder in _groups(Path("/proc/self/cgroup")) for limit in _group_limit(folder))
+    return min([int(psutil.virtual_memory().available), *limits])
+
+
+def _groups(own: Path, root: Path = Path("/sys/fs/cgroup")) -> Iterator[Path]:
+    """The folders of the control groups that this process is in, each above it included: all of them hold it back."""
+    try:
+        lines = [line.split(":", 2) for line in own.read_text().splitlines()]
+    except OSError:
+        lines = []
+    for _, kind, path in (line for line in lines if len(line) == 3):
+        if kind == "" or "memory" in kind.split(","):
+            top = root / "memory" if kind else root  # version 1 has a tree for each kind
+            below = top / path.lstrip("/")
+            yield from (folder for folder in (below, *below.parents) if folder.is_relative_to(top))
+    yield root  # what a container sees as its own, whatever its path outside is
+
+
+_GROUP_FILES = (
+    ("memory.max", "memory.current", "inactive_file"),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
+"""Limit, use, and the page cache's line of memory.stat: of version 2, and of version 1."""
 
 
 def _group_limit(folder: Path) -> list[int]:
-    """What a container's limit leaves, as control groups (version 2) tell it; page cache counts as free."""
-    try:
-        limit = int((folder / "memory.max").read_text())  # the word max where there is none
-        used = int((folder / "memory.current").read_text())
-        details = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-    except (OSError, ValueError):
-        return []
-    return [max(0, limit - used + int(details.get("inactive_file", 0)))]
+    """What a control group's limit leaves; page cache counts as free."""
+    for limit, used, cached in _GROUP_FILES:
+        with contextlib.suppress(OSError, ValueError):  # the word max where there is no limit
+            most, now = (int((folder / name).read_text()) for name in (limit, used))
+            details = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+            return [max(0, most - now + int(details.get(cached, 0)))]
+    return []
 
 
 def out_of_memory(error: BaseException) -> bool:

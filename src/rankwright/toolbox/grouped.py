@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 Pair = tuple[str, str]
 
 
-_WINDOW = 65_536
-"""Pairs that are joined together."""
+_WINDOW, _WINDOW_TOKENS = 65_536, 33_000_000
+"""Pairs that are joined together, at most; and tokens, of which each takes some 30 bytes in passing."""
 
 
 class TextTokens:
@@ -34,7 +34,8 @@ class TextTokens:
         """Encode each different pair once; all of them stay in memory, 4 bytes a token (8 with token types)."""
         self._places = {pair: place for place, pair in enumerate(dict.fromkeys(pairs))}
         encoder, different = PairEncoder(tokenizer, max_length), list(self._places)
-        windows = (different[start : start + _WINDOW] for start in range(0, len(different), _WINDOW))
+        size = max(1, min(_WINDOW, _WINDOW_TOKENS // max_length))
+        windows = (different[start : start + size] for start in range(0, len(different), size))
         self.tokens = joined(encoder(window) for window in windows)  # joining takes ten times their memory
         self._lengths = self.tokens.lengths
         self._specials = list(tokenizer.all_special_ids)

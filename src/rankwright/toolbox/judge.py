@@ -13,7 +13,7 @@ import importlib
 import logging
 import math
 import os
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -70,6 +70,10 @@ class Judge(Protocol):
     def spent(self) -> Spent:
         """What was asked so far."""
 
+    @property
+    def reasons(self) -> Mapping[str, int]:
+        """Why items failed: a few words -> how many."""
+
 
 class RagasJudge:
     """The `Judge` of a real endpoint. One `Endpoint` for all: its cache, budget, retries and counts.
@@ -95,6 +99,11 @@ class RagasJudge:
     def spent(self) -> Spent:
         """What was asked so far, by this judge."""
         return self.endpoint.spent
+
+    @property
+    def reasons(self) -> Mapping[str, int]:
+        """Why items failed, as `HTTP 500` or `budget spent` -> how many."""
+        return self.endpoint.reasons
 
     def answers(self, items: Sequence[tuple[str, tuple[str, ...]]]) -> list[str | None]:
         """An answer to each (query, contexts), from these contexts only, by `answer_prompt`. None if it is empty."""

@@ -11,7 +11,7 @@ import contextlib
 import json
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,6 +52,7 @@ class Reranker:
     decisions: dict[str, guard.Decision] = field(default_factory=dict, init=False, repr=False, compare=False)
     """How `balanced` and `fast` are computed, once a call has decided it."""
     _encoder: PairEncoder | None = field(default=None, init=False, repr=False, compare=False)
+    _other: Reranker | None = field(default=None, init=False, repr=False, compare=False)
     _state: tuple[int, ...] = field(default=(), init=False, repr=False, compare=False)
     _built: dict[str, Scorer] = field(default_factory=dict, init=False, repr=False, compare=False)
 
@@ -175,7 +176,8 @@ class Reranker:
         """(position in `documents`, score), best first; ties keep the order given. Scores are logits.
 
         With the `retriever`'s scores, one a document, the blend that was saved with the model is applied: its
-        weight, and its depth, below which documents keep the retriever's order.
+        weight, and its depth, below which documents keep the retriever's order. Pairs are then read as they were when
+        dev chose it: at its `max_length`, and in both orders where those were averaged.
 
         Raises:
             ModelError: `retriever` is given, and no blend was saved with the model.
@@ -187,10 +189,22 @@ class Reranker:
         order = np.argsort(-scores, kind="stable")[:top]
         return [(int(position), float(scores[position])) for position in order]
 
-    def _scores(self, query: str, documents: Sequence[str]) -> NDArray[np.float32]:
+    def _scores(self, query: str, documents: Sequence[str], *, both_orders: bool = False) -> NDArray[np.float32]:
         """Logits. A text that stands there twice is scored once: in another batch its last bits would differ."""
         place = {document: number for number, document in enumerate(dict.fromkeys(documents))}
-        return self.score([(query, document) for document in place])[[place[document] for document in documents]]
+        scores = self.score([(query, document) for document in place])
+        if both_orders:
+            scores = ((scores + self.score([(document, query) for document in place])) / 2).astype(np.float32)
+        return scores[[place[document] for document in documents]]
+
+    def _reading(self, max_length: int) -> Reranker:
+        """The same model that reads pairs of this length, or as long as it can."""
+        length = min(max_length, engine.longest_input(self.model.config, self.tokenizer))
+        if length == self.max_length:
+            return self
+        if self._other is None or self._other.max_length != length or self._other.model is not self.model:
+            self._other = replace(self, max_length=length)
+        return self._other
 
     def _blend(self, query: str, documents: Sequence[str], retrieved: NDArray[np.float64]) -> list[tuple[int, float]]:
         if len(retrieved) != len(documents):
@@ -200,7 +214,8 @@ class Reranker:
             raise ModelError("no blend was saved with this model", where=str(self.source), hint="leave `retriever` out")
         order = np.argsort(-retrieved, kind="stable")
         head, tail = order[: setting["depth"]], order[setting["depth"] :]
-        logits = self._scores(query, [documents[place] for place in head])
+        reading, turned = self._reading(setting.get("max_length", self.max_length)), setting.get("both_orders", False)
+        logits = reading._scores(query, [documents[place] for place in head], both_orders=turned)
         scores = blend_scores(retrieved[head].tolist(), logits.tolist(), setting["weight"])
         ranked = [(int(head[place]), float(scores[place])) for place in np.argsort(-scores, kind="stable")]
         lowest = ranked[-1][1] if ranked else 0.0
@@ -236,7 +251,7 @@ class Reranker:
         with _quiet():
             self.model.save_pretrained(folder, max_shard_size="100GB")
             _unbound(self.tokenizer).save_pretrained(folder)
-        _tidy_tokenizer(folder, self.source, self.max_length)
+        _tidy_tokenizer(folder, self.source, engine.longest_input(config, self.tokenizer))
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
@@ -327,8 +342,11 @@ def _unbound(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _tidy_tokenizer(folder: Path, source: Path, max_length: int) -> None:
-    """Make the tokenizer's files what other loaders need: a concrete class, a length, the vocabulary alongside."""
+def _tidy_tokenizer(folder: Path, source: Path, longest: int) -> None:
+    """Make the tokenizer's files what other loaders need: a concrete class, a length, the vocabulary alongside.
+
+    The length is what the model can read, whatever it was trained with: models in one table read alike.
+    """
     file = folder / "tokenizer_config.json"
     config = json.loads(file.read_text(encoding="utf-8"))
     if config.get("tokenizer_class") in (None, "TokenizersBackend"):
@@ -336,7 +354,7 @@ def _tidy_tokenizer(folder: Path, source: Path, max_length: int) -> None:
         before = json.loads(there.read_text(encoding="utf-8")) if there.exists() else {}
         name = before.get("tokenizer_class")
         config["tokenizer_class"] = name if name not in (None, "TokenizersBackend") else "PreTrainedTokenizerFast"
-    config["model_max_length"] = max_length
+    config["model_max_length"] = longest
     config = {key: value for key, value in config.items() if key not in ("is_local", "local_files_only")}
     file.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     for name in _ALONGSIDE:

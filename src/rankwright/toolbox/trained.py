@@ -44,16 +44,18 @@ class Trained:
 
 
 def card(name: str, base: str | Path, section: Training, trained: Trained) -> str:
-    """The README of the model."""
+    """The README of the model; of a `base` that is a path, its last part."""
+    base = Path(base).name if Path(base).is_dir() else str(base)
     loss = " + ".join(f"{weight:g} x {term}" for term, weight in section.loss.items())
     lines = [
-        f"A cross-encoder reranker, trained by rankwright from `{Path(str(base)).name}`.",
+        f"A cross-encoder reranker, trained by rankwright from `{base}`.",
         "",
         f"* loss: {loss}; learning rate {section.learning_rate:g}; {trained.precision}",
+        f"* pairs of {section.max_length} tokens at most",
         f"* kept {trained.kept} of {trained.planned} planned",
     ]
     if trained.dev is not None and section.dev:
         before = "" if trained.dev_before is None else f"{trained.dev_before:.4f} before, "
         rounded = ", with int8's rounding" if section.rounded_share else ""
         lines.append(f"* {section.dev.metric} on dev candidates: {before}{trained.dev:.4f} after{rounded}")
-    return model_card(name, Path(str(base)).name, lines)
+    return model_card(name, base, lines)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,7 @@ Pairs = Sequence[tuple[str, str]]
 PairScorer = Callable[[Pairs], Scores]
 
 METRIC = "ndcg@10"
+NORMALISATION = "standard deviations from the mean of the member's own run for the query, or from its scale here"
 _SAMPLE = 300  # dev queries at most that choose the weights
 _FEW = 5  # members at most that are weighed in tenths (1,001 ways); more of them in fifths
 _PAIRS = 1 << 20  # pairs scored together, or little more: a long run in little memory
@@ -61,10 +63,11 @@ class Members:
     def _scales_of(self, name: str, queries: Sequence[str]) -> list[Scale]:
         if name in self.runs:
             return [self._scales[name].get(query, _NOTHING) for query in queries]
-        return [self._common[name]] * len(queries)
+        return [self.common[name]] * len(queries)
 
     @cached_property
-    def _common(self) -> dict[str, Scale]:
+    def common(self) -> dict[str, Scale]:
+        """The one scale of each scorer without a run."""
         found = self.found("dev")
         pairs = [(query, document) for query in found.rankings for document in found.documents(query)]
         return {name: scale(scorer(pairs).tolist()) for name, scorer in self.scorers.items() if name not in self.runs}
@@ -111,6 +114,11 @@ class Tuned:
     def score(self, pairs: Pairs) -> Scores:
         """The fused score of (query id, document id) pairs, float32 (pairs,): whatever else is scored with them."""
         return _mixed(self.members.standardised(pairs), [self.weights[name] for name in self.members.scorers])
+
+    def values(self) -> dict[str, Any]:
+        """What serving it needs, as JSON takes it: weights, how scores are normalised, the scale of a prior."""
+        scales = {name: {"mean": own.mean, "spread": own.spread} for name, own in self.members.common.items()}
+        return {"weights": dict(self.weights), "normalisation": NORMALISATION, "scales": scales}
 
     def run(self, split: str, depth: int) -> Run:
         """The split's fused run: the best `depth` of what any member found."""

@@ -14,6 +14,8 @@ from typing import cast
 from rankwright.errors import MissingExtraError, ModelError
 
 OFFLINE = "offline"
+OFFLINE_ID = "sentence-transformers/all-MiniLM-L6-v2"
+"""What `offline` is called on the hub."""
 _MODEL_FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.bin")
 _PICKLES = ("*.bin", "*.pt", "*.pth")
 

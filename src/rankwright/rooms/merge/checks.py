@@ -173,7 +173,12 @@ def _config(folder: Path) -> dict[str, Any]:
 
 def _disagree(key: str, first: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Whether a setting that both files hold differs; versions of transformers leave out different defaults."""
-    return "dropout" not in key and key in other and bool(first[key] != other[key])
+    return "dropout" not in key and key in other and _listed(first[key]) != _listed(other[key])
+
+
+def _listed(value: object) -> object:
+    """DeBERTa's configurations on the hub say "p2c|c2p" where transformers writes a list."""
+    return value.lower().split("|") if isinstance(value, str) and "|" in value else value
 
 
 def _value(key: str, config: Mapping[str, Any]) -> str:

@@ -54,7 +54,7 @@ def rag(case: Case, section: RagSection, judge: Judge | None, count: TokenCounte
         verdicts=tuple((query, document, mark) for (query, document), mark in asked.verdicts.items()),
         responses=asked.responses,
         spent=_spent(judge) if judge else {},
-        notes=tuple(_notes(material, judge is not None)),
+        notes=(*_notes(material, judge is not None), *(_failures(judge) if judge else ())),
     )
 
 
@@ -134,6 +134,13 @@ def _notes(material: Material, judged: bool) -> Iterator[str]:
     parts += ["no context recall"] if _RECALL in wanted else []
     if parts:
         yield f"{who}: {'; '.join(parts)}."
+
+
+def _failures(judge: Judge) -> Iterator[str]:
+    """Why what failed did, the most frequent first."""
+    counted = sorted(judge.reasons.items(), key=lambda each: (-each[1], each[0]))
+    if counted:
+        yield "Failed: " + ", ".join(f"{count:,} {reason}" for reason, count in counted) + "."
 
 
 def _queries(number: int) -> str:

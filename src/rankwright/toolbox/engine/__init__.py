@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from rankwright.errors import ModelError
 from rankwright.toolbox.engine.batches import token_batches
 from rankwright.toolbox.engine.pairs import PairEncoder, Tokens
+from rankwright.toolbox.footprint import out_of_memory, release
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -60,8 +62,29 @@ def score_tokens(backend: Backend, tokens: Tokens) -> NDArray[np.float32]:
     """The logit of each pair, float32 (count,), in the order given."""
     scores = np.empty(len(tokens), dtype=np.float32)
     for positions in token_batches(tokens.lengths, backend.token_budget, padded=backend.padded):
-        scores[positions] = backend(tokens.take(positions))
+        scores[positions] = _with_room(backend, tokens.take(positions))
     return scores
+
+
+def _with_room(backend: Backend, batch: Tokens) -> NDArray[np.float32]:
+    """A batch's logits; where memory runs out, those of its halves.
+
+    Raises:
+        ModelError: not even one pair has room.
+    """
+    try:
+        return backend(batch)
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        if len(batch) == 1:
+            message = f"out of memory: not even one pair of {len(batch.ids)} tokens has room"
+            raise ModelError(message, hint="a smaller max_length, or device: cpu") from None
+    # Outside of the except, whose traceback holds on to the tensors. A backend that names no device is a CPU's.
+    release(getattr(backend, "device", "cpu"), cycles=True)
+    half = (len(batch) + 1) // 2
+    parts = (range(half), range(half, len(batch)))
+    return np.concatenate([_with_room(backend, batch.take(list(part))) for part in parts])
 
 
 def stream(backend: Backend, encoder: PairEncoder, pairs: Iterable[Pair]) -> Iterator[NDArray[np.float32]]:

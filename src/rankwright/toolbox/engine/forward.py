@@ -62,17 +62,26 @@ class TorchBackend:
 
 
 def forward_tokens(
-    model: Any, tokens: Tokens, *, pad_id: int, device: str, precision: str, tap: packed.Tap | None = None
+    model: Any,
+    tokens: Tokens,
+    *,
+    pad_id: int,
+    device: str,
+    precision: str,
+    tap: packed.Tap | None = None,
+    budget: int | None = None,
 ) -> torch.Tensor:
     """Logits float32 (len(tokens),), in their order, with their graph where gradients are on.
 
+    At most `budget` tokens at a time, padding included (default: the device's), or one pair.
     A `tap`, for families that are packed, gets one tensor more: the rows of these tokens, in their order.
     """
     import torch
 
     ours = None if tap is None else packed.Tap(tap.layer)
     known = packed.supported(model)
-    parts, batches = [], token_batches(tokens.lengths, TOKEN_BUDGET[device.split(":")[0]], padded=not known)
+    budget = budget or TOKEN_BUDGET[device.split(":")[0]]
+    parts, batches = [], token_batches(tokens.lengths, budget, padded=not known)
     for positions in batches:
         batch = tokens.take(positions)
         with autocast(device, precision):

@@ -67,10 +67,36 @@ class _Stretch:
         mask = torch.from_numpy(real)[:, None, None, :]
         return torch.from_numpy(places.reshape(-1)), mask, torch.from_numpy(np.flatnonzero(real))
 
+    @cached_property
+    def _there(self) -> dict[torch.device, tuple[Tensor, Tensor, Tensor]]:
+        return {}
+
     def padding(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-        """Which row stands at each place of (count, longest), which places are real (a mask), and their numbers."""
-        places, mask, real = (tensor.to(device) for tensor in self._padding)
-        return places, mask, real
+        """Which row stands at each place of (count, longest), which places are real (a mask), and their numbers.
+
+        Copied to a device once, and not in every layer: a GPU waits for each copy.
+        """
+        if device not in self._there:
+            places, mask, real = self._padding
+            self._there[device] = places.to(device), mask.to(device), real.to(device)
+        return self._there[device]
+
+
+class _Stretches(list[_Stretch]):
+    """A batch, cut into stretches."""
+
+    @cached_property
+    def _there(self) -> dict[torch.device, Tensor]:
+        return {}
+
+    def ends(self, device: torch.device) -> Tensor:
+        """Where each pair begins, and the end: int32 (pairs + 1,), copied to a device once."""
+        import torch
+
+        if device not in self._there:
+            ends = np.concatenate([[0], np.cumsum(np.concatenate([one.lengths for one in self]))]).astype(np.int32)
+            self._there[device] = torch.from_numpy(ends).to(device)
+        return self._there[device]
 
 
 def bare(model: Any) -> Any:
@@ -214,7 +240,7 @@ def logits(model: Any, batch: Tokens, tap: Tap | None = None) -> Tensor:
     return head(model, hidden).float()
 
 
-def _trained_layer(layer: Any, hidden: Tensor, stretches: list[_Stretch], firsts: Tensor | None, seed: int) -> Tensor:
+def _trained_layer(layer: Any, hidden: Tensor, stretches: _Stretches, firsts: Tensor | None, seed: int) -> Tensor:
     """One layer through its own modules; of the last one the first tokens' rows alone, where `firsts` says which.
 
     Dropout is drawn from a seed, so that a layer computed anew draws the same.
@@ -248,7 +274,7 @@ def _mixed(own: Any, hidden: Tensor) -> Tensor:
 
 def attend(
     mixed: Tensor,
-    stretches: list[_Stretch],
+    stretches: _Stretches,
     heads: int,
     *,
     first_only: bool = False,
@@ -262,8 +288,7 @@ def attend(
 
     hidden = mixed.shape[1] // 3
     if drop is None and ragged.usable(mixed, heads):
-        lengths = torch.from_numpy(np.concatenate([stretch.lengths for stretch in stretches])).to(mixed.device)
-        return ragged.attend(mixed, lengths, heads, first_only=first_only)
+        return ragged.attend(mixed, stretches.ends(mixed.device), stretches[0].longest, heads, first_only=first_only)
     parts = [_attend_one(mixed, stretch, heads, first_only, drop) for stretch in stretches]
     return (parts[0] if len(parts) == 1 else torch.cat(parts)).view(-1, hidden)
 
@@ -296,7 +321,7 @@ def _attend_one(
     return found if real is None or first_only else functional.embedding(real, found)
 
 
-def stretches_of(lengths: NDArray[np.int64], *, level: float) -> list[_Stretch]:
+def stretches_of(lengths: NDArray[np.int64], *, level: float) -> _Stretches:
     """Cut a batch, longest first, where a pair is shorter than `level` of its stretch's longest (1: of one length)."""
     if level < 1:
         bounds = [0]
@@ -307,7 +332,7 @@ def stretches_of(lengths: NDArray[np.int64], *, level: float) -> list[_Stretch]:
     else:
         cuts = equal_runs(lengths)
     ends = np.concatenate([[0], np.cumsum(lengths)])
-    return [_Stretch(lengths[first:last], int(ends[first]), int(ends[last])) for first, last in cuts]
+    return _Stretches(_Stretch(lengths[first:last], int(ends[first]), int(ends[last])) for first, last in cuts)
 
 
 def embed(model: Any, batch: Tokens) -> Tensor:

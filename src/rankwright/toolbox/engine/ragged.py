@@ -24,22 +24,24 @@ def usable(mixed: Tensor, heads: int) -> bool:
     width = mixed.shape[1] // 3 // heads
     if mixed.device.type != "cuda" or mixed.dtype not in (torch.float16, torch.bfloat16):
         return False
+    if torch.version.hip or not torch.backends.cuda.is_flash_attention_available():
+        return False  # a build without the kernel imports its door all the same
     fits = width % 8 == 0 and width <= _WIDEST_HEAD
     return fits and torch.cuda.get_device_capability(mixed.device) >= _OLDEST and _kernel() is not None
 
 
-def attend(mixed: Tensor, lengths: Tensor, heads: int, *, first_only: bool) -> Tensor:
+def attend(mixed: Tensor, ends: Tensor, longest: int, heads: int, *, first_only: bool) -> Tensor:
     """Softmax(QKᵀ/√d)V within each pair: (tokens, hidden), or (pairs, hidden) of the first tokens' rows.
 
-    `mixed` (tokens, 3 x hidden) holds query, key and value side by side; `lengths` int64 (pairs,).
+    `mixed` (tokens, 3 x hidden) holds query, key and value side by side; `ends` int32 (pairs + 1,) says where each
+    pair begins, and the end; `longest` is the longest pair's length.
     """
     import torch
 
     kernel = _kernel()
     assert kernel is not None
     query, key, value = mixed.view(len(mixed), 3, heads, -1).unbind(1)
-    ends = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)
-    asked, longest = ends, int(lengths.max())
+    asked = ends
     if first_only:
         query = query[ends[:-1].long()].contiguous()
         asked = torch.arange(len(ends), dtype=torch.int32, device=ends.device)

@@ -14,7 +14,7 @@ from rankwright.errors import ConfigError, DataError
 from rankwright.toolbox.formats import beir, flag, hub, rows, trec
 from rankwright.toolbox.formats.source import Notes, Repair, Source, Splits
 
-__all__ = ["READERS", "Repair", "Source", "Splits", "read", "sniff"]
+__all__ = ["READERS", "Repair", "Source", "Splits", "read", "refuse_absent", "sniff"]
 
 Reader = Callable[[str, Splits, bool], Source]
 
@@ -42,6 +42,10 @@ READERS: dict[str, Reader] = {
 }
 
 
+_LOCAL = ("beir", "rows", "flag", "trec")
+"""The kinds whose location is a path."""
+
+
 def read(source: str, splits: Splits, *, dedupe: bool) -> Source:
     """Read ``KIND:LOCATION``. Kinds whose texts have ids of their own pass over `dedupe`.
 
@@ -58,6 +62,20 @@ def read(source: str, splits: Splits, *, dedupe: bool) -> Source:
         guess = f"{close[0]}:{location}" if close else f"KIND:LOCATION, where KIND is one of {', '.join(READERS)}"
     fault = f"unknown kind of source {kind!r}" if colon else f"a source is KIND:LOCATION, not {source!r}"
     raise ConfigError(f"data.source: {fault}", hint=guess)
+
+
+def refuse_absent(source: str, where: str) -> None:
+    """Raise, before there is a need for it, where ``KIND:LOCATION`` cannot be read: no such kind, nothing there.
+
+    Raises:
+        ConfigError: no such kind.
+        DataError: no such file or folder.
+    """
+    kind, _, location = source.partition(":")
+    if kind not in READERS:
+        read(source, Splits(), dedupe=True)  # raises, and says what was meant
+    if kind in _LOCAL and not Path(location).expanduser().exists():
+        raise DataError(f"{where}: there is no {location!r}", hint="a path is relative to where the command is run")
 
 
 def sniff(path: str | Path) -> str | None:

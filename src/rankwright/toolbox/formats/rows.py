@@ -225,12 +225,15 @@ def _parquet_rows(path: Path) -> Numbered:
     import pyarrow
     import pyarrow.parquet
 
+    number = 0
     try:
-        table = pyarrow.parquet.read_table(path)
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=4096):  # a file may be larger than memory
+                for columns in batch.to_pylist():
+                    yield f"{path}:row {number}", columns
+                    number += 1
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"not a Parquet file that can be read ({error})", where=str(path)) from None
-    for number, columns in enumerate(table.to_pylist()):
-        yield f"{path}:row {number}", columns
 
 
 def _csv_rows(path: Path, notes: Notes) -> Numbered:

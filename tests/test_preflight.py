@@ -1,0 +1,97 @@
+"""What would stop a run after hours of work is told before it begins: by `check`, and by `run` after the data."""
+
+from __future__ import annotations
+
+import pytest
+
+import rankwright
+from rankwright import config
+from rankwright.errors import ConfigError, DataError, MissingExtraError, ModelError
+from rankwright.pipeline.base import planned
+from rankwright.plan import Model
+
+PARTS = ("rag", "general", "merge")
+
+
+@pytest.fixture
+def small(tiny_experiment):
+    """The tiny experiment without some of its rooms."""
+    return {key: value for key, value in tiny_experiment.items() if key not in PARTS}
+
+
+def stops(values, tmp_path, error, match):
+    with pytest.raises(error, match=match):
+        rankwright.check(values)
+    with pytest.raises(error, match=match):
+        rankwright.run(values, runs=tmp_path)
+    assert not (tmp_path / "tiny/retrieve").exists()
+
+
+def test_a_base_without_a_head_is_no_arm_by_default(small, lively_encoder, tmp_path):
+    small["train"] = {"finetuned": {**small["train"]["finetuned"], "base": str(lively_encoder)}}
+    assert planned(config.validate(small)).arms == {"finetuned": Model("train", "finetuned")}
+    result = rankwright.run(small, runs=tmp_path)
+    assert result.table["arms"] == ["retrieval", "finetuned", "finetuned-blend"]
+    assert result.verdict["arm"] == "finetuned"
+
+
+def test_an_arm_that_cannot_score_is_refused_where_it_was_named(small, lively_encoder, tmp_path):
+    small["rerank"] = {**small["rerank"], "arms": {"plain": str(lively_encoder), "finetuned": "finetuned"}}
+    stops(small, tmp_path, ModelError, r"rerank\.arms\.plain: .* plain encoder")
+
+
+def test_the_base_of_a_search_may_be_named_for_it_becomes_a_reranker(small, lively_encoder):
+    small["train"] = {"finetuned": {"recipe": "auto", "budget": "3000 pairs", "base": str(lively_encoder)}}
+    small["rerank"] = {**small["rerank"], "arms": {"base": "base", "finetuned": "finetuned"}}
+    assert rankwright.check(small).work
+
+
+def test_a_base_of_the_hub_that_cannot_be_asked_is_left_to_whoever_needs_it(small, monkeypatch):
+    def away(reference):
+        raise ModelError(f"cannot reach the hub for {reference!r}")
+
+    monkeypatch.setattr("rankwright.pipeline.preflight.locate", away)
+    monkeypatch.setattr("rankwright.forecast.locate", away)
+    small["rerank"] = {**small["rerank"], "arms": {"other": "some/model"}}
+    assert rankwright.check(small).work
+
+
+def test_a_verdict_on_one_query(small, tmp_path):
+    small["data"] = {**small["data"], "max_queries": {"test": 1}}
+    stops(small, tmp_path, DataError, "at least 2 judged queries, and test has 1")
+
+
+def test_judgements_and_a_general_collection_that_are_not_there(small, tmp_path):
+    small["evaluate"] = {**small["evaluate"], "judged": str(tmp_path / "none.qrels")}
+    stops(small, tmp_path, DataError, "none.qrels")
+    small["evaluate"] = {"metrics": ["ndcg@10"]}
+    small["general"] = {"source": f"beir:{tmp_path / 'nowhere'}"}
+    stops(small, tmp_path, DataError, r"general\.source: there is no")
+    small["general"] = {"source": "bier:anything"}
+    stops(small, tmp_path, ConfigError, "unknown kind of source 'bier'")
+
+
+def test_a_cascade_without_an_exit(small, tmp_path):
+    small["rerank"] = {**small["rerank"], "cascade": {}}
+    stops(small, tmp_path, ConfigError, "no arm's model has an exit head")
+
+
+def test_half_precision_without_a_gpu(small, tmp_path):
+    small["train"]["finetuned"]["precision"] = "fp16"
+    stops(small, tmp_path, ConfigError, r"train\.finetuned\.precision: fp16 needs a GPU")
+
+
+def test_what_diagnosis_measures(small, tmp_path):
+    small["diagnose"] = {**small["diagnose"], "metric": "ndgc@10"}
+    with pytest.raises(ConfigError, match="did you mean ndcg@10"):
+        rankwright.run(small, runs=tmp_path)
+
+
+def test_columns_answers_and_libraries_that_rag_lacks(small, tmp_path, monkeypatch):
+    small["rag"] = {"arms": ["finetnued"]}
+    stops(small, tmp_path, ConfigError, r"rag\.arms: there is no finetnued")
+    small["rag"] = {"answers": str(tmp_path / "none.jsonl")}
+    stops(small, tmp_path, DataError, "none.jsonl")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    small["rag"] = {"endpoint": {"base_url": "http://localhost:1", "model": "one"}}
+    stops(small, tmp_path, MissingExtraError, r"rag\.endpoint needs what is not installed: ragas, openai, httpx")
