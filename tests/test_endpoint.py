@@ -446,3 +446,10 @@ def test_a_server_that_refuses_everything_ends_the_run_and_says_why(chat, tmp_pa
     with pytest.raises(ConfigError, match="not found"):
         run(chat, tmp_path, [f"word{number}" for number in range(12)], concurrency=1)
     assert chat.wire <= 12
+
+
+def test_many_at_once_that_a_reasoner_refuses_are_asked_again_and_end_nothing(chat, tmp_path):
+    chat.faults = [Fault("400", times=12, body="Unsupported parameter: 'max_tokens'; use 'max_completion_tokens'")]
+    words = [f"word{number}" for number in range(12)]
+    _, answers = run(chat, tmp_path, words, concurrency=12)
+    assert answers == said(words)

@@ -474,3 +474,17 @@ def test_a_run_folder_that_was_moved_goes_on_where_it_is(finished, tmp_path):
     assert {outcome.action for outcome in result.outcomes} == {"reused"}
     assert {outcome.action for outcome in rw.api.dry_run(moved)} == {"reuse"}
     assert not (tmp_path / "tiny").exists()
+
+
+def test_a_run_folder_may_be_the_start_of_another_run(finished_copy):
+    result = rw.run(finished_copy / "tiny", overrides=["name=other", "report.examples=1"])
+    assert result.folder.name == "other"
+    assert (finished_copy / "tiny/report/stage.json").exists()
+
+
+def test_a_folder_whose_name_no_run_can_have_is_refused_before_anything_is_written(finished, tmp_path):
+    copied = shutil.copytree(finished / "tiny", tmp_path / "tiny (1)")
+    before = snapshot(copied)
+    with pytest.raises(ConfigError, match=r"'tiny \(1\)' cannot be the name of a run"):
+        rw.run(copied)
+    assert snapshot(copied) == before

@@ -140,9 +140,13 @@ def test_a_fusion_whose_weights_dev_chooses_needs_dev():
         assert plan(retrieve=retrievers).splits == splits
 
 
-def test_a_retriever_may_not_take_the_place_of_a_column():
+PLAIN = {"retrieval": {"kind": "dense"}, "bm25": {"kind": "bm25"}}
+
+
+def test_a_fused_retriever_may_not_take_the_place_of_a_column():
     with pytest.raises(ConfigError, match=r"retrieve\.retrieval: 'retrieval' is a column"):
-        plan(retrieve={"retrieval": {"kind": "dense"}, "bm25": {"kind": "bm25"}})
+        plan(retrieve={**PLAIN, "hybrid": {"kind": "fuse", "of": ["retrieval", "bm25"]}})
+    assert plan(retrieve=PLAIN, rerank={"candidates": "bm25"}).rerank_from == "bm25"
 
 
 @pytest.mark.parametrize("split", ["train", "dev"])

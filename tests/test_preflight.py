@@ -95,3 +95,32 @@ def test_columns_answers_and_libraries_that_rag_lacks(small, tmp_path, monkeypat
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     small["rag"] = {"endpoint": {"base_url": "http://localhost:1", "model": "one"}}
     stops(small, tmp_path, MissingExtraError, r"rag\.endpoint needs what is not installed: ragas, openai, httpx")
+
+
+def test_what_is_added_later_is_looked_at_too_and_only_where_it_is_walked_to(small, tmp_path):
+    rankwright.run(small, runs=tmp_path, until="data")
+    small["rerank"] = {**small["rerank"], "cascade": {}}
+    rankwright.run(small, runs=tmp_path, until="retrieve")
+    with pytest.raises(ConfigError, match="no arm's model has an exit head"):
+        rankwright.run(small, runs=tmp_path)
+    assert not (tmp_path / "tiny/train").exists()
+
+
+def test_a_plain_encoder_is_no_arm_to_be_diagnosed(small, lively_encoder):
+    small["train"] = {"finetuned": {**small["train"]["finetuned"], "base": str(lively_encoder)}}
+    small["diagnose"] = {**small["diagnose"], "arm": "base"}
+    with pytest.raises(ConfigError, match=r"diagnose\.arm: 'base' is a plain encoder"):
+        rankwright.check(small)
+
+
+def test_a_plain_encoder_of_the_hub_is_known_by_its_copy_here(small, lively_encoder, monkeypatch):
+    kept = str(lively_encoder / "config.json")
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda name, file: kept if name == "a/b" else None)
+    for name, arms in {"a/b": ["finetuned"], "c/d": ["base", "finetuned"]}.items():
+        small["train"] = {"finetuned": {**small["train"]["finetuned"], "base": name}}
+        assert list(planned(config.validate(small)).arms) == arms
+
+
+def test_a_forecast_has_no_arm_that_the_run_has_not(small, lively_encoder):
+    small["train"] = {"finetuned": {**small["train"]["finetuned"], "base": str(lively_encoder)}}
+    assert not any("rerank base" in line.stage for line in rankwright.check(small).work)

@@ -11,6 +11,7 @@ The command line is written on top of this.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
@@ -27,12 +28,12 @@ from rankwright.errors import ConfigError, DataError
 from rankwright.forecast import Work, forecast
 from rankwright.pipeline import Outcome, Walk
 from rankwright.pipeline.answering import refuse_unmeasured
-from rankwright.pipeline.preflight import preflight
+from rankwright.pipeline.preflight import Preflight
 from rankwright.rooms.data import DataReport, data
 from rankwright.rooms.diagnose import Case, Diagnosis, diagnose
 from rankwright.rooms.merge import MergeReport, merge
 from rankwright.rooms.score import Options, Scored, score
-from rankwright.sections import Experiment, MergeSection
+from rankwright.sections import NAME, Experiment, MergeSection
 from rankwright.toolbox import probe, progress
 from rankwright.toolbox.formats import Splits, flag, read, trec
 from rankwright.toolbox.formats.files import written_whole
@@ -86,7 +87,13 @@ def load(experiment: str | Path, overrides: Sequence[str] = ()) -> tuple[Experim
     path = Path(experiment)
     if is_run_folder(path):  # by whatever name: it may have been moved, or copied
         found, text = load(path / "resolved.yaml", overrides)
-        return found.model_copy(update={"name": path.resolve().name}), text
+        if any(override.partition("=")[0].strip() == "name" for override in overrides):
+            return found, text
+        name = path.resolve().name
+        if not re.fullmatch(NAME, name):
+            hint = "rename the folder: letters, digits, dots, underscores and hyphens"
+            raise ConfigError(f"{name!r} cannot be the name of a run", where=str(path), hint=hint)
+        return found.model_copy(update={"name": name}), text
     if not path.exists() and path.parent == Path():
         there = _shipped_folder() / f"{path.name.removesuffix('.yaml')}.yaml"
         if not there.is_file():
@@ -285,8 +292,8 @@ def check(experiment: str | Path | Experiment | Mapping[str, Any], *, overrides:
     refuse_search_without_dev(collection, plan.searches)
     for split in plan.splits:
         refuse_missing_split(collection, split)
-    preflight(resolved, plan, collection)
-    return Checked(resolved, report, forecast(resolved, collection))
+    Preflight(resolved, plan, lambda _: True, lambda: collection).check()
+    return Checked(resolved, report, forecast(resolved, collection, plan))
 
 
 def _resolve(

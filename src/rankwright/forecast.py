@@ -53,13 +53,13 @@ class _Shape:
     activations: float
 
 
-def forecast(experiment: Experiment, collection: Collection) -> list[Work]:
-    """The work of each stage that computes with a model, in order.
+def forecast(experiment: Experiment, collection: Collection, plan: Plan | None = None) -> list[Work]:
+    """The work of each stage that computes with a model, in order, by the walk's plan or the experiment's own.
 
     Raises:
         ModelError: a model is not there. One on a hub that cannot be reached is noted only.
     """
-    plan, told = Plan.of(experiment), []
+    plan, told = plan or Plan.of(experiment), []
     shapes = _Shapes(experiment, collection)
     for name, retriever in experiment.retrieve.items():
         if isinstance(retriever, DenseRetriever):

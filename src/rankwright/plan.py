@@ -81,7 +81,7 @@ class Plan:
         fusion = experiment.retrieve[rerank_from]
         members = tuple(fusion.of) if isinstance(fusion, FuseRetriever) else ()
         _check_arms(arms, (*RESERVED, *members))
-        _check_retrievers(experiment)
+        _check_members(members)
         merge = experiment.merge
         split = experiment.evaluate.split if experiment.evaluate else "test"
         searches = tuple(name for name, training in experiment.train.items() if training.recipe == "auto")
@@ -215,9 +215,9 @@ def _check_arms(arms: Iterable[str], taken: Sequence[str]) -> None:
             raise ConfigError(f"rerank.arms: {arm!r} is a column that rankwright makes itself; use another name")
 
 
-def _check_retrievers(experiment: Experiment) -> None:
+def _check_members(members: Iterable[str]) -> None:
     """A fused retriever is a column too, and must not take the place of retrieval itself."""
-    for name in experiment.retrieve:
+    for name in members:
         if name in RESERVED:
             message = f"retrieve.{name}: {name!r} is a column that rankwright makes itself"
             raise ConfigError(message, hint="another name, as in dense or bm25")

@@ -22,7 +22,7 @@ from rankwright.auto.trials import Result, Trials
 from rankwright.sections import Training
 from rankwright.toolbox.model import has_head
 from rankwright.toolbox.schedule import count_pairs
-from rankwright.toolbox.weights import fingerprint, locate
+from rankwright.toolbox.weights import fingerprint, hub_name, locate
 
 DISTILL_SHARE, DISTILL_MOST = 0.15, 10_000
 """What a plain encoder's distillation may take of the budget, and how many pairs are enough."""
@@ -104,7 +104,8 @@ class Bases:
         return [pool.values(case.scores_of(one.model)) for one in bases]
 
     def _tried(self, reference: str) -> Base:
-        folder = locate(reference)
+        folder, origin = locate(reference), hub_name(reference)
+        self.trials.origins[folder] = origin
         if has_head(folder):
             result = self.trials.ask(f"base {reference}", folder, fingerprint(folder)[:16])
             return Base(reference, folder, result)
@@ -115,4 +116,6 @@ class Bases:
         groups = self.trials.groups(recipe.mine, "unlabelled")
         pairs = int(max(1, min(share, DISTILL_MOST, MOST_EPOCHS * count_pairs(groups, None))))
         result = self.trials.run(recipe, folder, pairs)
-        return Base(reference, self.trials.model(recipe, folder, pairs), result, recipe)
+        model = self.trials.model(recipe, folder, pairs)
+        self.trials.origins[model] = origin
+        return Base(reference, model, result, recipe)

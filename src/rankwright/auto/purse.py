@@ -14,6 +14,9 @@ from rankwright.toolbox.schedule import PASSES
 
 SEARCH_SHARE = 0.5
 """Of the budget, at most, for the search; the base's distillation, which the last training starts from, included."""
+WORKING = 0.8
+"""Of a time, what the steps and the asking of dev may take; the rest goes to loading, reading texts and mining. Of a
+budget of three minutes on `seealso:` they took 22% of what it came to."""
 MOST_EPOCHS = 4.0
 """Times that a training sees each group, at most."""
 
@@ -48,4 +51,4 @@ class Purse:
 def purse(budget: str, per_second: Callable[[], float]) -> Purse:
     """The purse of a budget; `per_second` gives the training pairs of one second, asked only for a time."""
     amount, unit = read_budget(budget)
-    return Purse(amount if unit == "pairs" else amount * per_second())
+    return Purse(amount if unit == "pairs" else amount * per_second() * WORKING)

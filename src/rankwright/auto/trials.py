@@ -91,6 +91,8 @@ class Trials:
     purse: Purse
     folder: Path
     seed: int
+    origins: dict[Path, str] = field(default_factory=dict)
+    """What the bases go back to, for the cards of models."""
     _mined: dict[str, tuple[list[Group], list[Group]]] = field(default_factory=dict, repr=False)
 
     @property
@@ -164,7 +166,8 @@ class Trials:
         folder = self.folder / key
         if (folder / "model").exists():
             return
-        bench = Workbench(folder, self.case.device, self.case.cache, self.seed, f"{name}, {section.max_pairs:,} pairs")
+        title, origin = f"{name}, {section.max_pairs:,} pairs", self.origins.get(base)
+        bench = Workbench(folder, self.case.device, self.case.cache, self.seed, title, origin)
         try:
             train(groups, section, base=base, dev=None, bench=bench)
         except ModelError:

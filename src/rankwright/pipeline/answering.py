@@ -86,11 +86,14 @@ class Answering:
         if found.sample:
             write_json(out / "responses.json", found.responses)
             # Not among the stage's own files: `evaluate` may read it, and comes before. What was judged stays judged.
-            file = self.site.folder.root / "judged.qrels"
-            judged = trec.read_qrels(file) if file.exists() else {}
+            file, of = (self.site.folder.root / f"judged.{ending}" for ending in ("qrels", "of"))
+            data = self.site.keys["data"]
+            known = file.exists() and of.exists() and of.read_text(encoding="utf-8") == data  # else ids mean others
+            judged = trec.read_qrels(file) if known else {}
             for query, document, relevant in found.verdicts:
                 judged.setdefault(query, {})[document] = int(relevant)
             trec.write_qrels(file, judged)
+            write_text(of, data)
 
     def _section(self) -> RagSection:
         return self.site.experiment.rag or RagSection()

@@ -13,6 +13,7 @@ from typing import Any
 
 from rankwright.boxes import Boxes
 from rankwright.core import SPLITS, Qrels, Run
+from rankwright.errors import ConfigError
 from rankwright.pipeline.preflight import is_plain
 from rankwright.plan import Model, Plan
 from rankwright.rooms.mine import PairScorer
@@ -30,7 +31,7 @@ ROOMS = (
 )
 
 VERSIONS = dict.fromkeys(ROOMS, 1) | {
-    **{"recipe": 2, "mine": 2, "train": 4, "merge": 2, "rerank": 4, "blend": 4, "general": 2},
+    **{"data": 2, "retrieve": 2, "recipe": 2, "mine": 2, "train": 4, "merge": 2, "rerank": 4, "blend": 4, "general": 2},
     **{"evaluate": 3, "diagnose": 2, "verdict": 2, "report": 4},
 }
 """Raise a room's number when the same input gives another output: boxes made before are then made anew."""
@@ -73,13 +74,16 @@ def planned(experiment: Experiment) -> Plan:
     """The plan; of the arms that nobody named, without a base that cannot score: a plain encoder has no head.
 
     Raises:
-        ConfigError: a name in the experiment stands for nothing.
+        ConfigError: a name in the experiment stands for nothing, or such a base is to be diagnosed.
     """
     plan = Plan.of(experiment)
     if not experiment.rerank or experiment.rerank.arms is not None:
         return plan
     searched = [plan.bases[name] for name in plan.searches]  # which may yet become rerankers
     arms = {arm: model for arm, model in plan.arms.items() if model in searched or not is_plain(model)}
+    if plan.examined and plan.examined not in arms:
+        message = f"diagnose.arm: {plan.examined!r} is a plain encoder without a head, which cannot score pairs"
+        raise ConfigError(message, hint=f"one of {', '.join(arms)}" if arms else "diagnose: null")
     return replace(plan, arms=arms)
 
 

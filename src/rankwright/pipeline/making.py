@@ -16,10 +16,8 @@ from typing import Any
 from rankwright.auto import Case, forget, search, training_key
 from rankwright.boxes import refuse_search_without_dev
 from rankwright.core import Group
-from rankwright.errors import DataError
 from rankwright.pipeline.base import VERSIONS, Site, Stage, flat
 from rankwright.pipeline.merging import Merging
-from rankwright.pipeline.preflight import preflight
 from rankwright.plan import MINE, Model, unfolded
 from rankwright.rooms.data import data
 from rankwright.rooms.mine import PairScorer, mine
@@ -30,7 +28,7 @@ from rankwright.toolbox.device import choose_device
 from rankwright.toolbox.formats.content import content, file_content
 from rankwright.toolbox.scorer import CachedScorer, both_orders
 from rankwright.toolbox.tuned import Chosen, Tuned
-from rankwright.toolbox.weights import OFFLINE, OFFLINE_ID
+from rankwright.toolbox.weights import hub_name
 from rankwright.workspace import MadeOf, write_json
 
 _PRIOR = 2
@@ -68,7 +66,6 @@ class Making:
     def _data(self, out: Path) -> list[str]:
         collection, told = data(self.site.experiment.data, self.site.experiment.seed)
         refuse_search_without_dev(collection, self.site.plan.searches)
-        preflight(self.site.experiment, self.site.plan, collection)
         self.site.boxes.save_data(out, collection, told)
         return told.lines()
 
@@ -95,10 +92,6 @@ class Making:
 
         collection, section = self.site.boxes.collection, self.site.experiment.retrieve
         runs = retrieve(collection, section, self.site.context, on_tuned=keep)
-        served, split = self.site.plan.rerank_from, self.site.plan.split
-        if self.site.experiment.evaluate and split in collection.qrels and not runs[served][split].rankings:
-            message = f"{served} has no candidate for any of the {len(collection.qrels[split]):,} queries of {split}"
-            raise DataError(message, hint="do the query ids of an imported run fit? Do the texts share any word?")
         self.site.boxes.save_candidates(out, runs)
         sizes = {split: len(run.rankings) for split, run in next(iter(runs.values())).items()}
         found = ", ".join(f"{count:,} {split}" for split, count in sizes.items())
@@ -258,7 +251,7 @@ class Making:
         """The model from outside that a model goes back to, by a name that the hub knows where it has one."""
         while model.kind == "train":
             model = self.site.plan.bases[model.name]
-        return OFFLINE_ID if model.name == OFFLINE else model.name
+        return hub_name(model.name)
 
     def _made_by_search(self, section: Training, groups: Sequence[Group], base: Path, out: Path) -> bool:
         """Take the very same training from a search's trials, if it is there."""

@@ -21,6 +21,7 @@ from rankwright.errors import ConfigError, RankwrightError
 from rankwright.pipeline.base import ROOMS, Outcome, Site, Stage
 from rankwright.pipeline.judging import Judging
 from rankwright.pipeline.making import Making
+from rankwright.pipeline.preflight import Preflight, refuse_without_candidates
 from rankwright.pipeline.reranking import Reranking
 from rankwright.plan import Plan
 from rankwright.sections import Experiment
@@ -82,6 +83,7 @@ class Walk:
                     written = self.site.experiment
                     self._write_resolved()
                 outcomes.append(self._walk_through(stage))
+                self._look_ahead(stage, until)
             if self.site.experiment is not written:
                 self._write_resolved()
         return outcomes
@@ -119,6 +121,23 @@ class Walk:
         made_of = stage.made_of()
         self.site.keys[stage.name] = stage_key(made_of)
         return made_of
+
+    def _look_ahead(self, stage: Stage, until: str | None) -> None:
+        """Stop now for what would stop the walk later; after a stage is done, so that its work is kept."""
+        rooms = ROOMS if until is None else ROOMS[: ROOMS.index(until) + 1]
+        site = self.site
+
+        def awaits(name: str) -> bool:
+            return name.partition("/")[0] in rooms and self.folder.read(name) is None
+
+        if stage.name == "data":
+            Preflight(site.experiment, site.plan, awaits, lambda: site.boxes.collection).check()
+            site.adopt(site.experiment)  # a base may have been fetched, and seen to be none that can score
+        measured = (site.experiment.rerank and awaits("rerank")) or (site.experiment.evaluate and awaits("evaluate"))
+        if stage.name == "retrieve" and measured:
+            asked = site.boxes.collection.qrels.get(site.plan.split, {})
+            found = site.boxes.candidates(site.plan.rerank_from, site.plan.split).rankings if asked else {}
+            refuse_without_candidates(site.plan, len(found), len(asked))
 
     def _walk_through(self, stage: Stage) -> Outcome:
         made_of = self._made_of(stage)

@@ -309,7 +309,8 @@ class Session:
             trouble = outcome
             if not trouble.again:
                 break
-        if trouble.status not in _THIS_ALONE or not endpoint.answered:
+        alone = trouble.status in _THIS_ALONE
+        if not alone or not (endpoint.answered or _REFUSED.search(trouble.detail)):  # which `chat` asks again
             endpoint.in_a_row += 1
         raise self._give_up(trouble)
 

@@ -6,6 +6,7 @@ a Hugging Face hub id. Nothing here loads a model.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 from pathlib import Path
@@ -35,6 +36,27 @@ def locate(reference: str) -> Path:
     if folder.is_absolute() or reference.startswith((".", "~")) or reference.count("/") > 1 or not reference.strip():
         raise ModelError(f"no model folder {reference!r}", hint="check the path; a model folder holds a config.json")
     return _download(reference)
+
+
+def seen(reference: str) -> Path | None:
+    """Where a model's configuration lies on this machine, the hub's cache included; None where nothing does."""
+    from huggingface_hub import errors, try_to_load_from_cache
+
+    folder = Path(reference).expanduser()
+    if reference == OFFLINE or (folder.is_dir() and reference.strip()):
+        with contextlib.suppress(MissingExtraError):
+            return locate(reference)
+        return None
+    try:
+        kept = try_to_load_from_cache(reference, "config.json")
+    except errors.HFValidationError:  # no hub id either
+        return None
+    return Path(kept).parent if isinstance(kept, str) else None
+
+
+def hub_name(reference: str) -> str:
+    """What a reference is called on the hub, as far as it is known there."""
+    return OFFLINE_ID if reference == OFFLINE else reference
 
 
 def fingerprint(folder: Path) -> str:
