@@ -103,7 +103,9 @@ class RerankSection(Section):
     candidates: str | None = Field(None, description="the retriever to rerank (default: the last one)")
     depth: int = Field(100, ge=1, description="candidates a query; those below keep the retriever's order")
     arms: dict[str, str] | None = Field(
-        None, description="arm -> base, a training, merged, or a model (default: base, finetuned, merged)"
+        None,
+        description="arm -> base, a training, merged, or a model (default: base, finetuned, merged; a "
+        "base without a head cannot score and is left out)",
     )
     max_length: int = Field(512, ge=8, description="tokens of a pair")
     precision: Scoring = Field(

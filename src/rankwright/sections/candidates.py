@@ -26,7 +26,9 @@ class DataSection(Section):
     dev_share: float = Field(0.1, ge=0, lt=0.5, description="share of the training queries that becomes dev; 0: no dev")
     test_share: float = Field(0.2, gt=0, lt=0.5, description="share that becomes test if there is one split only")
     dedupe: bool = Field(True, description="merge copies of a text and unite their labels")
-    self_matches: Literal["drop", "keep"] = Field("drop", description="documents whose text is the query's own")
+    self_matches: Literal["drop", "keep"] = Field(
+        "drop", description="documents that are the query itself, by its text or by its id and its text below a title"
+    )
     leaks: Literal["refuse", "report", "drop"] = Field("refuse", description="queries or pairs shared by two splits")
     corpus: Literal["shared", "per_split"] = Field("shared", description="per_split: test searches its own rows only")
     max_queries: dict[Split, int] = Field(default_factory=dict, description="a seeded sample of each split's queries")
