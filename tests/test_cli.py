@@ -272,7 +272,7 @@ def test_check_counts_and_forecasts_and_writes_nothing(rankwright, small_file, t
     assert re.search(r"retrieve dense +200 texts +\d+ s +0\.5 GB", out)
     assert re.search(r"mine +144 pairs at most", out)
     assert re.search(r"train finetuned +144 pairs", out)
-    assert re.search(r"rerank base +160 pairs", out)
+    assert re.search(r"rerank finetuned +160 pairs", out)
     assert re.search(r"about \d+ s in all; rough", out)
     assert files() == before
 
