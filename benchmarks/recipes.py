@@ -11,8 +11,9 @@ serve them (the candidates in the reranker's order) and, which is more than thos
 with the retriever, weight and depth from dev. Nothing looks at the final split before the table. Runs are kept in
 `--runs`; the same command goes on where it stopped.
 
-Each value is the mean over queries of the mean over seeds. Intervals and p are those of paired differences over
-queries (bootstrap, randomisation), uncorrected.
+Each value is the mean over queries and seeds; a number behind it says of how many seeds, where there are fewer.
+Intervals and p are those of paired differences over queries (bootstrap, randomisation), uncorrected, by the seeds that
+both ways to rank have.
 """
 
 from __future__ import annotations
@@ -100,8 +101,8 @@ def _rerank(arms: Any, depth: int) -> dict[str, Any]:
 
 
 def _row(name: str, seeds: list[int], runs: Path) -> dict[str, Any] | None:
-    """Per-query values of every way to rank, their seeds' mean; None where no seed is finished."""
-    values: dict[str, dict[str, list[np.ndarray]]] = {metric: {} for metric in METRICS}
+    """Per-query values of every way to rank, by seed; None where no seed is finished."""
+    values: dict[str, dict[str, dict[int, np.ndarray]]] = {metric: {} for metric in METRICS}
     done = [seed for seed in seeds if (runs / f"{name}-{seed}/evaluate/stage.json").exists()]
     for seed in done:
         run, peers = runs / f"{name}-{seed}", runs / f"{name}-{seed}-peers"
@@ -114,14 +115,8 @@ def _row(name: str, seeds: list[int], runs: Path) -> dict[str, Any] | None:
         for arm, file in files.items():
             found = per_query(trec.read_run(file), qrels, list(METRICS))
             for metric in METRICS:
-                values[metric].setdefault(arm, []).append(found[metric])
-    if not done:
-        return None
-    return {
-        "name": name,
-        "seeds": len(done),
-        **{metric: {arm: np.mean(each, axis=0) for arm, each in values[metric].items()} for metric in METRICS},
-    }
+                values[metric].setdefault(arm, {})[seed] = found[metric]
+    return {"name": name, **values} if done else None
 
 
 def _lines(rows: list[dict[str, Any]]) -> list[str]:
@@ -132,15 +127,16 @@ def _lines(rows: list[dict[str, Any]]) -> list[str]:
     for metric in METRICS:
         told += ["", f"{metric}, mean over queries and seeds", "", *_head("collection (queries, seeds)", arms)]
         for row in rows:
-            cells = [_mean(row[metric].get(arm)) for arm in arms]
-            told.append(_line(f"{row['name']} ({len(row[metric]['dense'])}, {row['seeds']})", cells))
+            dense = row[metric]["dense"]
+            cells = [_mean(row[metric].get(arm), len(dense)) for arm in arms]
+            told.append(_line(f"{row['name']} ({len(next(iter(dense.values())))}, {len(dense)})", cells))
     pairs = [("auto served", "dense"), ("auto served", "hybrid"), ("auto", "dense")]
     pairs += [("auto served", one) for peer in PEERS for one in (peer, f"{peer} served")]
     told += ["", "differences, ndcg@10: mean [95% interval] p", ""]
     told += _head("collection", [f"{one} - {other}" for one, other in pairs])
     for row in rows:
         values = row["ndcg@10"]
-        cells = [_difference(values[one] - values[other]) if other in values else "–" for one, other in pairs]
+        cells = [_difference(*_alike(values, one, other)) if other in values else "–" for one, other in pairs]
         told.append(_line(row["name"], cells))
     return [*told, "", *_against_the_best(rows)]
 
@@ -152,9 +148,9 @@ def _against_the_best(rows: list[dict[str, Any]]) -> list[str]:
         gains = {}
         for row in rows:
             values = row["ndcg@10"]
-            theirs = [values[peer + ending].mean() for peer in PEERS if peer + ending in values]
-            if theirs:
-                gains[row["name"]] = values["auto served"].mean() - max(theirs)
+            found = [_alike(values, "auto served", peer + ending) for peer in PEERS if peer + ending in values]
+            if found:
+                gains[row["name"]] = min(float((ours - theirs).mean()) for ours, theirs in found)
         if gains:
             each = ", ".join(f"{name} {gain:+.4f}" for name, gain in gains.items())
             told.append(f"against the best peer, {what}: mean {np.mean(list(gains.values())):+.4f} ({each})")
@@ -169,12 +165,22 @@ def _line(first: str, cells: list[str]) -> str:
     return f"| {first} | " + " | ".join(cells) + " |"
 
 
-def _mean(values: np.ndarray | None) -> str:
-    return "–" if values is None else f"{values.mean():.4f}"
+def _alike(values: dict[str, dict[int, np.ndarray]], one: str, other: str) -> tuple[np.ndarray, np.ndarray]:
+    """Two ways to rank by the seeds that both have, for a seed may draw other queries: each query's mean over them."""
+    both = sorted(values[one].keys() & values[other].keys())
+    first, second = (np.mean([values[arm][seed] for seed in both], axis=0) for arm in (one, other))
+    return first, second
 
 
-def _difference(gains: np.ndarray) -> str:
-    rng = np.random.default_rng(0)
+def _mean(values: dict[int, np.ndarray] | None, seeds: int) -> str:
+    if values is None:
+        return "–"
+    fewer = f" ({len(values)})" if len(values) < seeds else ""
+    return f"{np.mean([each.mean() for each in values.values()]):.4f}{fewer}"
+
+
+def _difference(ours: np.ndarray, theirs: np.ndarray) -> str:
+    gains, rng = ours - theirs, np.random.default_rng(0)
     low, high = stats.paired_bootstrap(gains, resamples=5000, confidence=0.95, rng=rng)
     p = stats.paired_randomisation(gains, permutations=10_000, rng=rng)
     return f"{gains.mean():+.4f} [{low:+.4f}, {high:+.4f}] {p:.4f}"
