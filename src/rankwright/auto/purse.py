@@ -15,8 +15,8 @@ from rankwright.toolbox.schedule import PASSES
 SEARCH_SHARE = 0.5
 """Of the budget, at most, for the search; the base's distillation, which the last training starts from, included."""
 WORKING = 0.8
-"""Of a time, what the steps and the asking of dev may take; the rest goes to loading, reading texts and mining. Of a
-budget of three minutes on `seealso:` they took 22% of what it came to."""
+"""Of a time, what steps and the asking of dev may take; the rest goes to loading, reading texts and mining. With it a
+budget of three minutes took 153 seconds (`seealso:`, two cores, search and training)."""
 MOST_EPOCHS = 4.0
 """Times that a training sees each group, at most."""
 
