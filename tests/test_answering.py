@@ -10,6 +10,7 @@ import pytest
 
 import rankwright
 from rankwright.errors import ArtefactError, ConfigError
+from rankwright.pipeline.answering import keep_judged
 from rankwright.toolbox.formats import trec
 
 KEYS = {
@@ -147,3 +148,11 @@ def test_an_endpoint_writes_answers_and_judges_every_column_and_is_asked_once(an
     own = {**asking, "evaluate": {**asking["evaluate"], "judged": str(copied / "tiny/judged.qrels")}}
     for _ in range(2):  # the labels that this very experiment wrote
         rankwright.run(own, runs=copied)
+
+
+def test_what_was_judged_stays_judged_until_the_data_are_others(tmp_path):
+    keep_judged(tmp_path, [("q", "a", True), ("q", "b", False)], "data")
+    keep_judged(tmp_path, [("q", "c", True), ("q", "b", True)], "data")
+    assert trec.read_qrels(tmp_path / "judged.qrels") == {"q": {"a": 1, "b": 1, "c": 1}}
+    keep_judged(tmp_path, [("q", "d", True)], "other data")
+    assert trec.read_qrels(tmp_path / "judged.qrels") == {"q": {"d": 1}}, "their ids may mean other texts"

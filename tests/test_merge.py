@@ -747,3 +747,10 @@ def test_tokenizer_files_that_differ_in_bytes_alone_are_no_reason_to_refuse(tiny
         (slow / "tokenizer.json").unlink()
         merge([tiny_reranker, slow], section(), tmp_path / "out")
         merge([slow, slow], section(), tmp_path / "out")
+
+
+def test_two_ways_to_write_debertas_attention_are_no_difference():
+    from rankwright.rooms.merge.checks import _disagree
+
+    assert not _disagree("pos_att_type", {"pos_att_type": ["p2c", "c2p"]}, {"pos_att_type": "p2c|c2p"})
+    assert _disagree("pos_att_type", {"pos_att_type": ["p2c"]}, {"pos_att_type": "p2c|c2p"})

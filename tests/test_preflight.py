@@ -124,3 +124,11 @@ def test_a_plain_encoder_of_the_hub_is_known_by_its_copy_here(small, lively_enco
 def test_a_forecast_has_no_arm_that_the_run_has_not(small, lively_encoder):
     small["train"] = {"finetuned": {**small["train"]["finetuned"], "base": str(lively_encoder)}}
     assert not any("rerank base" in line.stage for line in rankwright.check(small).work)
+
+
+def test_what_a_finished_run_is_changed_to_is_looked_at_too(finished_copy, tiny_experiment):
+    tiny_experiment["rerank"] = {**tiny_experiment["rerank"], "cascade": {}}
+    tiny_experiment["mine"] = {**tiny_experiment["mine"], "negatives": 2}
+    with pytest.raises(ConfigError, match="no arm's model has an exit head"):
+        rankwright.run(tiny_experiment, runs=finished_copy)
+    assert (finished_copy / "tiny/mine/stage.json").exists(), "nothing was made anew"

@@ -546,3 +546,9 @@ def test_one_query_gives_means_and_no_interval():
     found = rag(make_case(queries=1), section(), FakeJudge(), words, seed=0)
     for column in found.values()["columns"]:
         assert all(cell["difference"] is None and np.isfinite(cell["mean"]) for cell in column["cells"])
+
+
+def test_why_items_failed_is_told():
+    found = rag(make_case(), section(), FakeJudge(fails=lambda kind, item: kind == "relevancy"), words, seed=0)
+    assert any(note.startswith("Failed: ") and note.endswith(" HTTP 500.") for note in found.notes)
+    assert not any(note.startswith("Failed") for note in rag(make_case(), section(), FakeJudge(), words, seed=0).notes)

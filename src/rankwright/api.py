@@ -292,7 +292,8 @@ def check(experiment: str | Path | Experiment | Mapping[str, Any], *, overrides:
     refuse_search_without_dev(collection, plan.searches)
     for split in plan.splits:
         refuse_missing_split(collection, split)
-    Preflight(resolved, plan, lambda _: True, lambda: collection).check()
+    sizes = {split: counts.queries for split, counts in report.splits.items()}
+    Preflight(resolved, plan, sizes, lambda: collection.queries).check()
     return Checked(resolved, report, forecast(resolved, collection, plan))
 
 

@@ -68,6 +68,11 @@ class Boxes:
         """What the data stage told."""
         return [str(line) for line in _json(self.folder.stage("data") / "report.json")["lines"]]
 
+    def data_sizes(self) -> dict[str, int]:
+        """How many judged queries each split has, without reading the texts."""
+        splits = _json(self.folder.stage("data") / "report.json")["splits"]
+        return {str(split): int(counts["queries"]) for split, counts in splits.items()}
+
     def candidates(self, retriever: str, split: str) -> Run:
         """A retriever's run.
 

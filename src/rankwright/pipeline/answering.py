@@ -7,7 +7,7 @@ It does not know how a metric is computed, nor how a server is spoken to.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,15 +85,7 @@ class Answering:
         parquet.write_table(found.per_query_table(), out / "per_query.parquet")
         if found.sample:
             write_json(out / "responses.json", found.responses)
-            # Not among the stage's own files: `evaluate` may read it, and comes before. What was judged stays judged.
-            file, of = (self.site.folder.root / f"judged.{ending}" for ending in ("qrels", "of"))
-            data = self.site.keys["data"]
-            known = file.exists() and of.exists() and of.read_text(encoding="utf-8") == data  # else ids mean others
-            judged = trec.read_qrels(file) if known else {}
-            for query, document, relevant in found.verdicts:
-                judged.setdefault(query, {})[document] = int(relevant)
-            trec.write_qrels(file, judged)
-            write_text(of, data)
+            keep_judged(self.site.folder.root, found.verdicts, self.site.keys["data"])
 
     def _section(self) -> RagSection:
         return self.site.experiment.rag or RagSection()
@@ -125,6 +117,21 @@ class Answering:
             return [len(ids) for ids in encoded]
 
         return count
+
+
+def keep_judged(folder: Path, verdicts: Iterable[tuple[str, str, bool]], data: str) -> None:
+    """Add a judge's verdicts (query, document, relevant) to ``judged.qrels`` of a run folder.
+
+    What was judged stays judged, but for verdicts on other data: the key of theirs stands in ``judged.of``. It is not
+    among the stage's own files, since `evaluate` may read it, and comes before.
+    """
+    file, of = folder / "judged.qrels", folder / "judged.of"
+    known = file.exists() and of.exists() and of.read_text(encoding="utf-8") == data  # else ids mean other texts
+    judged = trec.read_qrels(file) if known else {}
+    for query, document, relevant in verdicts:
+        judged.setdefault(query, {})[document] = int(relevant)
+    trec.write_qrels(file, judged)
+    write_text(of, data)
 
 
 def refuse_unmeasured(site: Site, evaluate: str | None) -> None:

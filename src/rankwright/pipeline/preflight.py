@@ -1,17 +1,16 @@
 """What would stop a run after hours of work, looked at before any of it is done.
 
-In: an experiment, its plan, which rooms are walked to and what is done already. Out: nothing, or the error that the
-stage in question would raise. It looks at configurations and small files only: no model is loaded, no source but the
-experiment's own is read.
+In: an experiment, its plan, which rooms are walked to, and how large the splits are. Out: nothing, or the error that
+the stage in question would raise. It looks at configurations and small files only: no model is loaded, no source but
+the experiment's own is read.
 """
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-from rankwright.core import Collection
 from rankwright.errors import ConfigError, DataError, MissingExtraError, ModelError, RankwrightError
 from rankwright.plan import BLENDED, RETRIEVAL, Model, Plan
 from rankwright.rooms.blend import FUSED, RRF
@@ -26,15 +25,18 @@ from rankwright.toolbox.weights import locate, seen
 
 @dataclass(frozen=True)
 class Preflight:
-    """What is to be walked: `awaits` says whether a stage is still to be made, and `collection` reads the data.
+    """What is to be walked: `wants` says whether a room is walked to, `made` whether a stage has been made once.
 
-    They are read where a check needs them, so that a run of which all is done stays as quick as it is.
+    `sizes` counts each split's judged queries. The texts of `queries` are read only where a check needs them, so that
+    a run of which all is done stays as quick as it is.
     """
 
     experiment: Experiment
     plan: Plan
-    awaits: Callable[[str], bool]
-    collection: Callable[[], Collection]
+    sizes: Mapping[str, int]
+    queries: Callable[[], Mapping[str, str]]
+    wants: Callable[[str], bool] = lambda room: True
+    made: Callable[[str], bool] = lambda stage: False
 
     def check(self) -> None:
         """Raise what a later stage would.
@@ -43,15 +45,16 @@ class Preflight:
             RankwrightError: of the kind of that stage's error.
         """
         experiment = self.experiment
-        self._precisions()
-        if experiment.rerank and self.awaits("rerank"):
+        if self.wants("train"):
+            self._precisions()
+        if experiment.rerank and self.wants("rerank"):
             self._arms()
             self._cascade()
-        if experiment.general and self.awaits("general"):
+        if experiment.rerank and experiment.general and self.wants("general"):
             refuse_absent(experiment.general.source, "general.source")
         if experiment.evaluate:
             self._measured()
-        if experiment.evaluate and experiment.rag and self.awaits("rag"):
+        if experiment.evaluate and experiment.rag and self.wants("rag"):
             self._rag()
 
     def _outside(self) -> Iterator[tuple[str, Model]]:
@@ -77,21 +80,20 @@ class Preflight:
 
     def _precisions(self) -> None:
         for name, training in self.experiment.train.items():
-            if training.precision == "fp16" and self.awaits(f"train/{name}"):
-                if choose_device(self.experiment.device) == "cpu":
-                    raise ConfigError(f"train.{name}.precision: fp16 needs a GPU", hint="precision: auto")
-                return
+            if training.precision != "fp16" or self.made(f"train/{name}"):  # perhaps elsewhere, to be used here
+                continue
+            if choose_device(self.experiment.device) == "cpu":
+                raise ConfigError(f"train.{name}.precision: fp16 needs a GPU", hint="precision: auto")
 
     def _measured(self) -> None:
         section, plan = self.experiment.evaluate, self.plan
         assert section
-        if section.judged is not None and self.awaits("evaluate"):
+        if section.judged is not None and self.wants("evaluate"):
             trec.read_qrels(section.judged)
-        if self.experiment.verdict and plan.arms and self.awaits("verdict"):
-            queries = len(self.collection().qrels.get(plan.split, {}))
-            if queries < 2:
-                message = f"a verdict needs at least 2 judged queries, and {plan.split} has {queries}"
-                raise DataError(message, hint=f"more of them (data.{plan.split}_share, max_queries), or verdict: null")
+        queries = self.sizes.get(plan.split, 0)
+        if self.experiment.verdict and plan.arms and self.wants("verdict") and queries < 2:
+            message = f"a verdict needs at least 2 judged queries, and {plan.split} has {queries}"
+            raise DataError(message, hint=f"more of them (data.{plan.split}_share, max_queries), or verdict: null")
 
     def _cascade(self) -> None:
         assert self.experiment.rerank
@@ -101,15 +103,15 @@ class Preflight:
         if not trained and not any(ExitHead.read(locate(model.name)) for _, model in self._outside()):
             message = "rerank.cascade: no arm's model has an exit head"
             raise ConfigError(message, hint="train: {NAME: {exit: N}} trains one after N layers")
-        if self.plan.split == "dev" or "dev" not in self.collection().qrels:
+        if self.plan.split == "dev" or "dev" not in self.sizes:
             message = "rerank.cascade measures its loss on the split dev, which the data do not have or is measured"
             raise ConfigError(message, hint="data.dev_share above 0, and another evaluate.split; or cascade: null")
 
     def _rag(self) -> None:
         section, plan = self.experiment.rag, self.plan
         assert section
-        if section.answers:
-            read_answers(section.answers, self.collection().queries)
+        if section.answers and not self.made("rag"):
+            read_answers(section.answers, self.queries())
         columns = [RETRIEVAL, *plan.members, RRF, FUSED, *plan.arms, *(arm + BLENDED for arm in plan.arms)]
         if unknown := [arm for arm in section.arms or () if arm not in columns]:
             raise ConfigError(f"rag.arms: there is no {', '.join(unknown)}", hint=f"columns are {', '.join(columns)}")

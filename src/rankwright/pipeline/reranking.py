@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from rankwright.core import Qrels, Run, text_id
-from rankwright.errors import ConfigError
 from rankwright.pipeline.base import VERSIONS, Site, Stage, flat
 from rankwright.plan import BLENDED, Model
 from rankwright.rooms.blend import blend, blended, fuse, fused, serving
@@ -90,24 +89,12 @@ class Reranking:
         return told
 
     def _exit_heads(self) -> dict[str, ExitHead]:
-        """Of the arms whose models have one, where a cascade is asked for.
-
-        Raises:
-            ConfigError: no training makes one, there is no dev split, or dev is what is measured.
-        """
+        """Of the arms whose models have one, where a cascade is asked for; none where trainings kept their base."""
         section = self.site.experiment.rerank
         if not section or not section.cascade:
             return {}
         found = {arm: ExitHead.read(self.site.boxes.model(model)) for arm, model in self.site.plan.arms.items()}
-        heads = {arm: head for arm, head in found.items() if head}
-        wanted = [training for training in self.site.experiment.train.values() if training.exit]
-        if not heads and not wanted:  # where the base was kept a training has none, and says so
-            message = "rerank.cascade: no arm's model has an exit head"
-            raise ConfigError(message, hint="train: {NAME: {exit: N}} trains one after N layers")
-        if heads and not self._dev_candidates().rankings:
-            message = "rerank.cascade measures its loss on the split dev, which the data do not have or is measured"
-            raise ConfigError(message, hint="data.dev_share above 0, and another evaluate.split; or cascade: null")
-        return heads
+        return {arm: head for arm, head in found.items() if head}
 
     def _cascade(self, arm: str, model: Model, head: ExitHead) -> tuple[CascadeScorer, Calibrated]:
         """The arm's cascade, calibrated on dev, and what dev allows."""

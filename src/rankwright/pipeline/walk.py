@@ -124,17 +124,19 @@ class Walk:
 
     def _look_ahead(self, stage: Stage, until: str | None) -> None:
         """Stop now for what would stop the walk later; after a stage is done, so that its work is kept."""
-        rooms = ROOMS if until is None else ROOMS[: ROOMS.index(until) + 1]
-        site = self.site
-
-        def awaits(name: str) -> bool:
-            return name.partition("/")[0] in rooms and self.folder.read(name) is None
-
+        rooms, site = ROOMS if until is None else ROOMS[: ROOMS.index(until) + 1], self.site
         if stage.name == "data":
-            Preflight(site.experiment, site.plan, awaits, lambda: site.boxes.collection).check()
+            Preflight(
+                site.experiment,
+                site.plan,
+                sizes=site.boxes.data_sizes(),
+                queries=lambda: site.boxes.collection.queries,
+                wants=rooms.__contains__,
+                made=lambda name: self.folder.read(name) is not None,
+            ).check()
             site.adopt(site.experiment)  # a base may have been fetched, and seen to be none that can score
-        measured = (site.experiment.rerank and awaits("rerank")) or (site.experiment.evaluate and awaits("evaluate"))
-        if stage.name == "retrieve" and measured:
+        following = {"rerank": site.experiment.rerank, "evaluate": site.experiment.evaluate}
+        if stage.name == "retrieve" and any(own and room in rooms for room, own in following.items()):
             asked = site.boxes.collection.qrels.get(site.plan.split, {})
             found = site.boxes.candidates(site.plan.rerank_from, site.plan.split).rankings if asked else {}
             refuse_without_candidates(site.plan, len(found), len(asked))
