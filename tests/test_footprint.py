@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import sys
+import weakref
 
 import numpy as np
 import pytest
@@ -55,6 +56,18 @@ def test_saved_bytes_counts_each_storage_once_and_no_parameter():
     states = torch.ones(7, 10, requires_grad=True)
     assert saved_bytes(lambda: states @ weight.T, {weight.untyped_storage().data_ptr()}) == 7 * 10 * 4
     assert saved_bytes(lambda: (states * 2).exp() * (states * 2).exp(), set()) >= 2 * 7 * 10 * 4
+
+
+def test_counting_leaves_nothing_behind():
+    states, seen = torch.ones(7, 10, requires_grad=True), []
+
+    def work() -> torch.Tensor:
+        shares = states.softmax(-1)  # which its own node saves
+        seen.append(weakref.ref(shares))
+        return shares.sum()
+
+    assert saved_bytes(work, set()) >= 7 * 10 * 4
+    assert seen[0]() is None
 
 
 def test_pairs_of_one_length_are_enough_to_count():

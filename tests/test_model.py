@@ -158,6 +158,19 @@ def test_a_saved_tokenizer_has_a_concrete_class_a_length_and_nothing_baked_in(sa
     assert backend["padding"] is None
 
 
+def test_a_shelved_tokenizer_is_gone_until_it_is_wanted_again(tmp_path, saved):
+    reranker = Reranker.load(saved, device="cpu")
+    before = reranker.encoder([("what is bm25", "a ranking function")]).ids
+    reranker.save(tmp_path / "before", card="")
+    reranker.shelve_tokenizer()
+    assert not hasattr(reranker, "tokenizer")
+    reranker.unshelve_tokenizer()
+    reranker.unshelve_tokenizer()  # of what is there already
+    assert np.array_equal(reranker.encoder([("what is bm25", "a ranking function")]).ids, before)
+    reranker.save(tmp_path / "after", card="")
+    assert snapshot(tmp_path / "after") == snapshot(tmp_path / "before")
+
+
 def test_saving_does_not_change_what_the_model_in_memory_gives(tmp_path, saved, scores):
     reranker = Reranker.load(saved, device="cpu")
     reranker.save(tmp_path / "m", card="")

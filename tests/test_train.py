@@ -1236,9 +1236,7 @@ def test_dev_pairs_without_room_are_scored_fewer_tokens_at_a_time(still, tmp_pat
     loop = room._Loop(groups(4), section(), still, None, room.Workbench(tmp_path, device="cpu"))
     loop._prepare()
     pairs = room.pairs_of(loop.groups, [False] * len(loop.groups))
-    expected = forward(
-        loop._bare().eval(), loop.texts.of(pairs), pad_id=loop.reranker.pad_id, device="cpu", precision="fp32"
-    )
+    expected = forward(loop._bare().eval(), loop.texts.of(pairs), pad_id=loop.pad_id, device="cpu", precision="fp32")
     np.testing.assert_allclose(loop._score(pairs), expected.detach().numpy(), atol=1e-5)
     assert loop.scoring_budget <= 40
     assert "out of memory on dev" in loop.notes[-1]

@@ -185,9 +185,10 @@ class _Loop:
         pairs = [pair for turned in orders for pair in pairs_of(self.groups, [turned] * len(self.groups))]
         watched = self.dev.pairs if self.dev else []
         self.texts = TextTokens(self.reranker.tokenizer, self.reranker.max_length, [*pairs, *watched])
-        used = self.texts.used(self.reranker.pad_id)
-        self.active = ActiveRows.of(self.reranker.model, used, self.reranker.source)
-        footprint.release(self.bench.device)  # of the whole table, and of reading texts
+        self.pad_id = self.reranker.pad_id
+        self.active = ActiveRows.of(self.reranker.model, self.texts.used(self.pad_id), self.reranker.source)
+        self.reranker.shelve_tokenizer()  # no other text will be read
+        footprint.release(self.bench.device)  # of the whole table, the tokenizer, and of reading texts
         if self.active:
             rows, size = len(self.active.rows), self.active.size
             self._note(f"{self.bench.title}: the texts use {rows} of {size} tokens; the others' embeddings stay as is")
@@ -259,6 +260,8 @@ class _Loop:
 
     def _optimise(self) -> None:
         """Move the weights by the gradients. The first time makes the optimiser's own memory, twice the weights'."""
+        if not self.optimizer.state:
+            footprint.release(self.device)  # else what the pass has left in pieces stays beside it
         try:
             self.optimizer.step()
         except RuntimeError as error:
@@ -320,7 +323,7 @@ class _Loop:
 
     def _logits(self, tokens: Tokens, budget: int | None = None) -> torch.Tensor:
         """Logits (count,), with their graph; at most `budget` tokens at a time."""
-        options: dict[str, Any] = {"pad_id": self.reranker.pad_id, "device": self.device, "precision": self.precision}
+        options: dict[str, Any] = {"pad_id": self.pad_id, "device": self.device, "precision": self.precision}
         if self.section.exit and self.model.training:
             self.tap = options["tap"] = packed.Tap(self.section.exit)
         return forward_tokens(self._bare(), tokens, budget=budget, **options)
@@ -486,6 +489,7 @@ class _Loop:
         footprint.release(self.device)
         if self.active:
             self.active.restore()
+        self.reranker.unshelve_tokenizer()
         head = exits.detach(model, self.section.exit) if self.section.exit else None
         self.reranker.model = model.merge_and_unload() if self.section.lora else model
         kept = self.state.best_step if best and not averaged else self.state.step

@@ -101,17 +101,19 @@ def measure(forward: Forward, model: Any, tokens: Tokens) -> PairCost:
 
 
 def saved_bytes(work: Callable[[], torch.Tensor], but: set[int]) -> int:
-    """Bytes of all storages that autograd keeps after `work`, each once, but for those that begin at `but`."""
+    """Bytes of all storages that autograd keeps after `work`, each once, but for those that begin at `but`.
+
+    Nothing is saved for a backward pass: a node that is handed its own output back would hold it for ever.
+    """
     import torch
 
     seen: dict[int, torch.UntypedStorage] = {}  # held, so that no address is given out twice
 
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
+    def pack(tensor: torch.Tensor) -> None:
         storage = tensor.untyped_storage()
         seen[storage.data_ptr()] = storage
-        return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda nothing: nothing):
         result = work()
     count = sum(storage.nbytes() for place, storage in seen.items() if place not in but)
     del result
