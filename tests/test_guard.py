@@ -203,8 +203,8 @@ def test_a_run_pays_for_a_sample_from_four_times_its_size():
     assert not Sample.of(run_of(119, 20)).worth
     assert Sample.of(run_of(12, 200)).worth  # 12 x 50 of 2,400
     assert not Sample.of(run_of(9, 500)).worth  # too few queries, however many candidates
-    assert Sample.of(run_of(300, 20)).larger(30) == 60
-    assert Sample.of(run_of(120, 20)).larger(30) is None
+    assert Sample.of(run_of(300, 20)).larger(30, 4) == 60
+    assert Sample.of(run_of(120, 20)).larger(30, 4) is None
 
 
 # ----------------------------------------------------------------------------------------------------------- choice
@@ -222,7 +222,7 @@ class Scorer:
         return scores_of(pairs, self.noise[backend]) if backend in self.noise else "no such family"
 
 
-PAIRS = run_of(120, 20)
+PAIRS = run_of(480, 20)
 
 
 def test_the_first_way_that_is_admitted_is_taken():
@@ -232,6 +232,21 @@ def test_the_first_way_that_is_admitted_is_taken():
     assert scorer.asked == [("int8", 600), ("torch fp32", 600)]
     assert "top-10 overlap" in found.why
     assert found.lines() == [found.said()]
+
+
+@pytest.mark.parametrize(
+    ("word", "queries", "tried"),
+    [("balanced", 479, ["bf16"]), ("balanced", 480, ["int8", "bf16"]), ("fast", 120, ["int8", "bf16"])],
+)
+def test_balanced_tries_a_way_that_saves_little_over_the_next_on_large_runs_alone(word, queries, tried):
+    found = choose(word, LADDER, Sample.of(run_of(queries, 20)), Scorer(int8=1.0, bf16=0.0))
+    assert [one.backend for one in found.tried] == tried
+
+
+def test_pairs_that_will_be_scored_later_count():
+    assert Sample.of(run_of(40, 20), total=2_400).worth
+    assert not Sample.of(run_of(40, 20), total=2_399).worth
+    assert Sample.of(run_of(120, 20), total=100).pairs == 2_400
 
 
 def test_a_way_that_is_refused_falls_back_one_step_and_says_so():

@@ -11,6 +11,7 @@ import pytest
 
 from rankwright.errors import ConfigError, ModelError
 from rankwright.toolbox import engine
+from rankwright.toolbox.engine import guard
 from rankwright.toolbox.model import Reranker
 from rankwright.toolbox.scorer import CachedScorer, both_orders, pair_lengths, tokens_read
 
@@ -228,6 +229,7 @@ def ladder(monkeypatch):
     """int8 that is good, bf16 that is too, fp32: as on a machine that has them."""
     ways = [Way("int8", 2.0), Way("bf16", 1.0), Way("torch fp32")]
     monkeypatch.setattr("rankwright.toolbox.scorer.backends", lambda word, device, cache, keep: ways)
+    monkeypatch.setattr(guard, "RATIO_BETWEEN", guard.RATIO)
     return ways
 
 

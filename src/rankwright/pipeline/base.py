@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from rankwright.plan import Model, Plan
 from rankwright.rooms.mine import PairScorer
 from rankwright.rooms.retrieve import RetrieveContext, pair_scorer
 from rankwright.sections import Experiment, FuseRetriever, RerankSection, Scoring, Section
+from rankwright.toolbox.device import choose_precision
 from rankwright.toolbox.engine.guard import Decision, Labels
 from rankwright.toolbox.formats import trec
 from rankwright.toolbox.model import SETTINGS, Reranker, read_settings
@@ -31,7 +33,7 @@ ROOMS = (
 )
 
 VERSIONS = dict.fromkeys(ROOMS, 1) | {
-    **{"data": 2, "retrieve": 2, "recipe": 2, "mine": 2, "train": 4, "merge": 2, "rerank": 4, "blend": 4, "general": 2},
+    **{"data": 2, "retrieve": 2, "recipe": 3, "mine": 2, "train": 4, "merge": 3, "rerank": 5, "blend": 4, "general": 3},
     **{"evaluate": 3, "diagnose": 2, "verdict": 2, "report": 4},
 }
 """Raise a room's number when the same input gives another output: boxes made before are then made anew."""
@@ -220,12 +222,17 @@ class Site:
         }
 
     def score_with(self, model: Path, section: RerankSection) -> Any:
-        """A model's exact scores of text pairs, not kept: for models that are soon forgotten.
+        """A model's scores of text pairs, not kept: for models that are soon forgotten.
 
-        Their probes are small, and choose between models by small differences.
+        They are computed as a training computes what it asks dev: in fp32, or where this machine is faster in bf16
+        and the section does not ask for exact scores, in that. int8 would cost more to make than their probes do.
         """
         reranker = Reranker.load(model, device=self.experiment.device, max_length=section.max_length)
-        return both_orders(reranker.score) if section.both_orders else reranker.score
+        word = "exact"
+        if section.precision != "exact" and choose_precision("auto", reranker.device, self.folder.cache)[0] == "bf16":
+            word = "torch bf16"
+        score = partial(reranker.score, precision=word)
+        return both_orders(score) if section.both_orders else score
 
 
 def flat(name: str, section: Section) -> dict[str, Any]:

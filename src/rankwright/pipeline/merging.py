@@ -109,13 +109,14 @@ class Merging:
             device=self.site.experiment.device,
             max_length=rerank.max_length,
             general_length=general.max_length if general else rerank.max_length,
-            decision=self._decision(asked),
+            decision=self._decision(asked, elsewhere),
             both_orders=rerank.both_orders,
             probe=self._probe(),
         )
 
-    def _decision(self, asked: DevSet) -> Decision:
+    def _decision(self, asked: DevSet, elsewhere: DevSet | None) -> Decision:
         """How all points are scored: as the last model that has a head may be, on the same queries of dev."""
+        each = len(asked.pairs) + (len(elsewhere.pairs) if elsewhere else 0)
         rerank = self._rerank()
         scorer = CachedScorer(
             next((folder for folder in reversed(self._folders()) if has_head(folder)), self._folders()[-1]),
@@ -125,7 +126,7 @@ class Merging:
             precision=rerank.precision,
             labels=self.site.guard_labels(),
         )
-        return scorer.decide(asked.pairs)
+        return scorer.decide(asked.pairs, total=each * (self._section().steps + 1))
 
     # ------------------------------------------------------------------------------------------------ what dev is asked
 

@@ -17,7 +17,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -200,9 +200,7 @@ class _Work:
         if len(names) == 1:
             return guard.choose(word, names, Sample.of([]), ways.scores)
         head = [(pair.query, pair.document) for pair in islice(PairFile(self.source), HEAD)]
-        sample = Sample.of(head)
-        if len(head) < self.found.pairs:
-            sample = replace(sample, pairs=self.found.pairs)
+        sample = Sample.of(head, total=self.found.pairs)
         if len(sample.rankings) < guard.FEWEST:
             why = f"no order to compare: few of the first {len(head):,} pairs have a query in common"
             decision = Decision(word, names[-1], True, why)

@@ -90,9 +90,12 @@ class CachedScorer:
         """How the last call's scores were computed, and why; None before the first."""
         return self._last
 
-    def decide(self, pairs: Pairs) -> Decision:
-        """Settle, by all the pairs of a run, how they are computed: in however many calls, and of whatever size."""
-        self._settled = self._settled or self._choose(pairs, content_keys(pairs))
+    def decide(self, pairs: Pairs, *, total: int = 0) -> Decision:
+        """Settle, by all the pairs of a run, how they are computed: in however many calls, and of whatever size.
+
+        `total` is how many will be computed so, where that is more: by other models, or elsewhere.
+        """
+        self._settled = self._settled or self._choose(pairs, content_keys(pairs), total)
         return self._settled
 
     def __call__(self, pairs: Pairs, *, what: str = "score") -> NDArray[np.float32]:
@@ -109,14 +112,14 @@ class CachedScorer:
 
     # -------------------------------------------------------------------------------------------------------- choosing
 
-    def _choose(self, pairs: Pairs, keys: Keys) -> Decision:
+    def _choose(self, pairs: Pairs, keys: Keys, total: int = 0) -> Decision:
         """What was decided before or, by the pairs given, is decided now.
 
         All pairs count, known or not: a run that goes on after a kill must not choose by what is left of it.
         """
         if self.word == "exact":
             return Decision(self.word, FP32, True, "as asked")
-        sample = Sample.of(pairs, self.labels)
+        sample = Sample.of(pairs, self.labels, total=total)
         names = [step.name for step in self._ladder()]
         if not sample.worth or len(names) == 1:
             return guard.choose(self.word, names, sample, self._try)
@@ -150,7 +153,8 @@ class CachedScorer:
     def _name_of(self, sample: Sample, keys: Keys) -> str:
         """What a decision holds for."""
         judged = content_hash([repr(ranking.judged) for ranking in sample.rankings])
-        asked = [self.word, content_hash([keys.tobytes().hex()]), judged, *(step.name for step in self._ladder())]
+        pairs = content_hash([keys.tobytes().hex(), str(sample.pairs)])
+        asked = [self.word, pairs, judged, *(step.name for step in self._ladder())]
         return content_hash([*self._scored_by(), *asked])
 
     def _scored_by(self) -> list[str]:

@@ -10,7 +10,8 @@ of every way tried. Scores come from a callable. It does not know how they are c
 The point estimate decides, not its interval: a way that only may be good enough is left, which costs time and no
 quality. But one relevant document that moves from the first to the second rank changes the mean over 30 queries by
 0.012, so where the change is over its threshold and within `_UNCLEAR` standard errors of it, the sample is doubled
-before it is believed, as long as the run is `RATIO` times as large. Looking again after each doubling favours the
+before it is believed, as long as the run pays for it: it is `RATIO` times as large. ``balanced`` asks for
+`RATIO_BETWEEN` times where the next way is not fp32 but nearly as fast. Looking again after each doubling favours the
 lower precision a little.
 """
 
@@ -41,6 +42,9 @@ FEWEST = 10
 """Queries that a mean needs, not to be one of chance."""
 RATIO = 4
 """So many times the pairs of a sample a run must have, for the sample to be worth its time."""
+RATIO_BETWEEN = 16
+"""The same for a way that saves little over the next one: int8 before bf16, which score about 4.5 and 3.2 times as
+fast as fp32. A pair of the sample then costs 1 + 1 / 4.5 of a pair in fp32, and one of the run saves 1 / 11 of it."""
 
 _SHORTEST = 5  # candidates: the order of fewer says next to nothing
 _UNCLEAR = 2.0
@@ -265,8 +269,11 @@ class Sample:
     pairs: int
 
     @classmethod
-    def of(cls, pairs: Pairs, labels: Labels | None = None) -> Sample:
-        """Draw from all the pairs of a run, whether their scores are known or not: a resumed run draws the same."""
+    def of(cls, pairs: Pairs, labels: Labels | None = None, *, total: int = 0) -> Sample:
+        """Draw from all the pairs of a run, whether their scores are known or not: a resumed run draws the same.
+
+        `total` is how many will be computed, where that is more: by several models, or of texts not known yet.
+        """
         lists: dict[str, dict[str, None]] = {}
         for query, document in pairs:
             lists.setdefault(query, {})[document] = None
@@ -274,20 +281,21 @@ class Sample:
         known = {query: _judged(list(lists[query])[:CANDIDATES], (labels or {}).get(query, {})) for query in long}
         long.sort(key=lambda query: (known[query] is None, text_id("guard" + query), query))
         drawn = tuple(Ranking(query, tuple(lists[query])[:CANDIDATES], known[query]) for query in long)
-        return cls(drawn, sum(map(len, lists.values())))
+        return cls(drawn, max(total, sum(map(len, lists.values()))))
 
     @property
     def worth(self) -> bool:
         """Whether the run is large enough to pay for the first sample, and the sample to tell something."""
-        return len(self.rankings) >= FEWEST and self._affordable(QUERIES)
+        return len(self.rankings) >= FEWEST and self.pays(QUERIES, RATIO)
 
-    def larger(self, queries: int) -> int | None:
+    def larger(self, queries: int, ratio: int) -> int | None:
         """Twice as many queries, or as many as there are; None where the run does not pay for more."""
         wanted = min(2 * queries, len(self.rankings))
-        return wanted if wanted > queries and self._affordable(wanted) else None
+        return wanted if wanted > queries and self.pays(wanted, ratio) else None
 
-    def _affordable(self, queries: int) -> bool:
-        return self.pairs >= RATIO * sum(len(ranking.documents) for ranking in self.rankings[:queries])
+    def pays(self, queries: int, ratio: int) -> bool:
+        """Whether the run has `ratio` times the pairs of so many of the sample's queries."""
+        return self.pairs >= ratio * sum(len(ranking.documents) for ranking in self.rankings[:queries])
 
 
 def _judged(documents: Sequence[str], grades: Mapping[str, int]) -> Judged | None:
@@ -311,7 +319,10 @@ def choose(
         return Decision(word, reference, True, f"{sample.pairs:,} pairs are too few to try a faster way on")
     tried: list[Tried] = []
     for backend in lower:
-        tried.append(_try(word, backend, reference, sample, score))
+        ratio = RATIO_BETWEEN if word == "balanced" and backend != lower[-1] else RATIO
+        if not sample.pays(QUERIES, ratio):
+            continue
+        tried.append(_try(word, backend, reference, sample, score, ratio))
         if not tried[-1].left:
             found = tried[-1].agreement
             return Decision(word, backend, False, found.said() if found else "", tuple(tried))
@@ -319,7 +330,12 @@ def choose(
 
 
 def _try(
-    word: str, backend: str, reference: str, sample: Sample, score: Callable[[str, Pairs], NDArray[np.float32] | str]
+    word: str,
+    backend: str,
+    reference: str,
+    sample: Sample,
+    score: Callable[[str, Pairs], NDArray[np.float32] | str],
+    ratio: int,
 ) -> Tried:
     """Compare one backend with the reference, on more queries for as long as chance may have decided."""
     queries: int | None = min(QUERIES, len(sample.rankings))
@@ -334,5 +350,5 @@ def _try(
         ends = np.cumsum([len(ranking.documents) for ranking in rankings])[:-1]
         judged = [ranking.judged for ranking in rankings]
         found = Agreement.of(np.split(exact, ends), np.split(lower, ends), judged)
-        queries = sample.larger(queries) if found.unclear(word) else None
+        queries = sample.larger(queries, ratio) if found.unclear(word) else None
     return Tried(backend, found, found.refused(word))
