@@ -7,7 +7,7 @@ equally well, closed pools tell which of them knows the task. It does not know r
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from rankwright.auto.case import Case
 from rankwright.auto.pool import Pool
 from rankwright.auto.purse import MOST_EPOCHS
 from rankwright.auto.recipes import Facts, Recipe, distillation
-from rankwright.auto.record import Record, beyond
+from rankwright.auto.record import Record, surely
 from rankwright.auto.trials import Result, Trials
 from rankwright.sections import Training
 from rankwright.toolbox.model import has_head
@@ -80,7 +80,7 @@ class Bases:
         best, why = 0, "the first named"
         for other in range(1, len(found)):
             gains = found[other].result.array() - found[best].result.array()
-            if beyond(gains, self.case.seed, rivals)[0] > 0:
+            if surely(gains, self.case.seed, rivals):
                 best, why = other, "above those named before it, served, beyond dev's noise"
             elif self._knows(pools[other], pools[best], rivals) and float(np.mean(gains)) >= 0:
                 best, why = other, "it knows the task better (closed pools), and serves no worse"
@@ -91,7 +91,7 @@ class Bases:
         """Whether one base orders closed pools better than another, beyond the noise."""
         if mine is None or theirs is None:
             return False
-        return beyond(mine - theirs, self.case.seed, rivals)[0] > 0
+        return surely(mine - theirs, self.case.seed, rivals)
 
     def _pools(self, bases: list[Base]) -> list[NDArray[np.float64] | None]:
         """Each base's average precision on closed pools of the dev queries, where the purse still pays for it."""
@@ -115,6 +115,9 @@ class Bases:
         recipe = distillation(self.case.served, self.facts, self.section, rate, wanted)
         groups = self.trials.groups(recipe.mine, "unlabelled")
         pairs = int(max(1, min(share, DISTILL_MOST, MOST_EPOCHS * count_pairs(groups, None))))
+        # The fewer pairs, the higher the rate: by those that there are.
+        paced = distillation(self.case.served, self.facts, self.section, rate, pairs).training
+        recipe = replace(recipe, training=paced)
         result = self.trials.run(recipe, folder, pairs)
         model = self.trials.model(recipe, folder, pairs)
         self.trials.origins[model] = origin

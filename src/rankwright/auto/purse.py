@@ -6,6 +6,7 @@ many the training that follows may. Time is turned into pairs once, so that what
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -49,6 +50,13 @@ class Purse:
 
 
 def purse(budget: str, per_second: Callable[[], float]) -> Purse:
-    """The purse of a budget; `per_second` gives the training pairs of one second, asked only for a time."""
+    """The purse of a budget; `per_second` gives the training pairs of one second, asked only for a time.
+
+    Finding that out takes time too, and leaves so much less.
+    """
     amount, unit = read_budget(budget)
-    return Purse(amount if unit == "pairs" else amount * per_second() * WORKING)
+    if unit == "pairs":
+        return Purse(amount)
+    started = time.monotonic()
+    pace = per_second()
+    return Purse(max(0.0, amount - (time.monotonic() - started)) * pace * WORKING)

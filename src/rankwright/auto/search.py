@@ -22,7 +22,7 @@ from rankwright.auto.case import Case
 from rankwright.auto.pace import training_pairs_per_second
 from rankwright.auto.purse import MOST_EPOCHS, SEARCH_SHARE, Purse, purse
 from rankwright.auto.recipes import FILTER, Facts, Recipe, first, rivals
-from rankwright.auto.record import Record, beyond, shown
+from rankwright.auto.record import Record, beyond, shown, surely
 from rankwright.auto.trials import Result, Trials
 from rankwright.errors import ConfigError, DataError, ModelError
 from rankwright.rooms.mine import PairScorer
@@ -90,6 +90,11 @@ class _Search:
 
     def __init__(self, case: Case, name: str, section: Training, folder: Path) -> None:
         self.case, self.name, self.section, self.folder = case, name, section, folder
+        if not any(case.runs[case.served].rankings.values()):
+            raise DataError(
+                f"retrieve.{case.served} has no candidates for any training query: there is nothing to search with",
+                hint="candidates for train too, as in runs: {train: train.run}",
+            )
         self.facts = Facts.of(case.collection, case.runs[case.served])
         self.record = Record(case.seed)
         whole = case.dev_set(MOST_QUERIES)
@@ -99,15 +104,26 @@ class _Search:
         self.trials = Trials(case, self.dev, self.purse, folder / "trials", seed)
 
     def run(self) -> Found:
+        if (asked := len(self.dev.qrels)) < FEWEST_QUERIES:
+            there = len(self.case.collection.qrels["dev"])
+            few = f"the budget pays for asking {asked} of {there:,}" if asked < there else f"there are only {there}"
+            self.record.reasons.append(f"{few} dev queries: much of what they choose is chance")
         base = Bases(self.case, self.section, self.facts, self.trials, self.record).choose()
         rate = learning_rate(self.section, base.reference)
-        start = first(self.case.served, self.facts, self.section, rate, self.purse.total * (1 - SEARCH_SHARE))
+        start = self._first(rate)
         chosen, result = self._halve(start, base)
         again = self._second_round(chosen, result, base) if result else None
         trainings = self._written(chosen, base, again)
         kept = [base.result.key] if base.distilled else []
         spent, total = round(self.purse.spent), round(self.purse.total)
         return Found(trainings, self.record.rows, self.record.reasons, spent, total, kept)
+
+    def _first(self, rate: float) -> Recipe:
+        """The first recipe, its steps as small as the last training's pairs ask for: what budget and data allow."""
+        found = first(self.case.served, self.facts, self.section, rate)
+        most = MOST_EPOCHS * count_pairs(self.trials.groups(found.mine), found.training.sample)
+        pairs = min(self.purse.total * (1 - SEARCH_SHARE), most)
+        return first(self.case.served, self.facts, self.section, rate, pairs)
 
     # ---------------------------------------------------------------------------------------------------------- budget
 
@@ -141,7 +157,7 @@ class _Search:
         queries = int(max(fewest, min(len(whole.qrels), share * ASK_SHARE / each)))
         if queries < 1:
             message = f"train.{self.name}.budget: {self.purse.total:,.0f} pairs do not pay for one dev query"
-            raise ConfigError(message, hint="budget: 10m")
+            raise ConfigError(message, hint="a larger budget; a smaller base or max_length makes a pair cheaper")
         return self.case.dev_set(queries)
 
     # ---------------------------------------------------------------------------------------------------------- rivals
@@ -220,7 +236,8 @@ class _Search:
         rival = max(best, key=lambda recipe: results[recipe.name].rank)
         gains = results[rival.name].array() - against
         low, high = beyond(gains, seed, entered)
-        chosen, why = (rival, rival.why) if low > 0 else (start, "the first stays: no rival is above it")
+        above = surely(gains, seed, entered)
+        chosen, why = (rival, rival.why) if above else (start, "the first stays: no rival is above it")
         if chosen is start and (other := self._better_alone(first_result, best, results, entered)):
             chosen, why = other, f"{other.why}; it serves no worse, and its own order is better"
         for recipe in (start, *best):
@@ -240,7 +257,7 @@ class _Search:
             return None
         rival = max(fair, key=lambda recipe: results[recipe.name].rank[1])
         gains = np.array(results[rival.name].alone) - np.array(against.alone)
-        return rival if beyond(gains, self.case.seed, entered)[0] > 0 else None
+        return rival if surely(gains, self.case.seed, entered) else None
 
     def _enter(self, start: Recipe, everyone: int) -> tuple[int, int]:
         """How many recipes enter, the first one counted, and with how many pairs each; (0, 0) where two are too dear.
@@ -289,11 +306,11 @@ class _Search:
             reasons.append(f"no second round: {tried}")
             return None
         gains = tried.array() - result.array()
-        low, _ = beyond(gains, self.case.seed)
-        self.record.add(tried, result.array(), again.name, "chosen" if low > 0 else "")
+        low, kept = beyond(gains, self.case.seed)[0], surely(gains, self.case.seed)
+        self.record.add(tried, result.array(), again.name, "chosen" if kept else "")
         gain = f"{float(np.mean(gains)):+.4f}, lower end {low:+.4f}"
-        reasons.append(f"second round: {'kept' if low > 0 else 'not kept'} ({gain} against the first)")
-        return again if low > 0 else None
+        reasons.append(f"second round: {'kept' if kept else 'not kept'} ({gain} against the first)")
+        return again if kept else None
 
     def _filtered(self, recipe: Recipe) -> int:
         """Pairs that a model scores when it filters: each training query's window and its positives."""

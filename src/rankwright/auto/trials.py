@@ -10,6 +10,7 @@ was stopped, is not made again. It does not know which recipes there are, nor wh
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from collections.abc import Container, Sequence
@@ -75,7 +76,8 @@ def training_key(section: Training, groups: Sequence[Group], base: Path, seed: i
     """
     settings = section.model_dump(mode="json", exclude=NOT_TRAINING)
     texts = (json.dumps([group.query, list(group.documents), list(group.labels), _numbers(group)]) for group in groups)
-    return content_hash([json.dumps(settings, sort_keys=True), fingerprint(base), str(seed), made_by, *texts])[:16]
+    about = [json.dumps(settings, sort_keys=True), fingerprint(base), str(seed), made_by]
+    return content_hash(itertools.chain(about, texts))[:16]
 
 
 def _numbers(group: Group) -> list[str]:

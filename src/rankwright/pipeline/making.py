@@ -31,7 +31,7 @@ from rankwright.toolbox.tuned import Chosen, Tuned
 from rankwright.toolbox.weights import hub_name
 from rankwright.workspace import MadeOf, write_json
 
-_PRIOR = 2
+_PRIOR = 3
 """How a prior is let into a fusion: raised where that changes, so that only runs with one are made anew."""
 
 

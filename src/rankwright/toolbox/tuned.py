@@ -180,8 +180,9 @@ def _crossed(values: Mapping[tuple[float, ...], Values], plain: Sequence[tuple[f
 
 
 def _beyond_noise(gains: Values) -> bool:
+    """By an interval and by random signs: where few queries differ, hardly a resample has none of those that gain."""
     low, _ = stats.paired_bootstrap(gains, resamples=2000, confidence=0.95, rng=np.random.default_rng(0))
-    return bool(low > 0)
+    return bool(low > 0 and stats.paired_randomisation(gains, permutations=2000, rng=np.random.default_rng(0)) <= 0.05)
 
 
 def _sample(qrels: Qrels, texts: Mapping[str, str]) -> Qrels:
