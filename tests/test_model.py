@@ -171,6 +171,15 @@ def test_a_shelved_tokenizer_is_gone_until_it_is_wanted_again(tmp_path, saved):
     assert snapshot(tmp_path / "after") == snapshot(tmp_path / "before")
 
 
+def test_a_tokenizer_that_cannot_be_pickled_stays(saved, monkeypatch):
+    reranker = Reranker.load(saved, device="cpu")
+    monkeypatch.setattr(type(reranker.tokenizer), "__reduce_ex__", lambda *_: 1 / 0)
+    reranker.shelve_tokenizer()
+    assert reranker.tokenizer
+    reranker.unshelve_tokenizer()
+    assert reranker.tokenizer
+
+
 def test_saving_does_not_change_what_the_model_in_memory_gives(tmp_path, saved, scores):
     reranker = Reranker.load(saved, device="cpu")
     reranker.save(tmp_path / "m", card="")

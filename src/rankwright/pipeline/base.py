@@ -21,6 +21,7 @@ from rankwright.rooms.mine import PairScorer
 from rankwright.rooms.retrieve import RetrieveContext, pair_scorer
 from rankwright.sections import Experiment, FuseRetriever, RerankSection, Scoring, Section
 from rankwright.toolbox.device import choose_precision
+from rankwright.toolbox.engine import packed
 from rankwright.toolbox.engine.guard import Decision, Labels
 from rankwright.toolbox.formats import trec
 from rankwright.toolbox.model import SETTINGS, Reranker, read_settings
@@ -224,13 +225,14 @@ class Site:
     def score_with(self, model: Path, section: RerankSection) -> Any:
         """A model's scores of text pairs, not kept: for models that are soon forgotten.
 
-        They are computed as a training computes what it asks dev: in fp32, or where this machine is faster in bf16
-        and the section does not ask for exact scores, in that. int8 would cost more to make than their probes do.
+        In fp32 or, where this machine is faster in bf16 and the section does not ask for exact scores, in that: only of
+        families whose head stays in fp32, since logits in bf16 would tie. int8 would cost more than their probes do.
         """
         reranker = Reranker.load(model, device=self.experiment.device, max_length=section.max_length)
         word = "exact"
-        if section.precision != "exact" and choose_precision("auto", reranker.device, self.folder.cache)[0] == "bf16":
-            word = "torch bf16"
+        if section.precision != "exact" and packed.supported(reranker.model):
+            chosen, _ = choose_precision("auto", reranker.device, self.folder.cache)
+            word = "torch bf16" if chosen == "bf16" else word
         score = partial(reranker.score, precision=word)
         return both_orders(score) if section.both_orders else score
 

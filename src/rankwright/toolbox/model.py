@@ -224,8 +224,15 @@ class Reranker:
         return ranked + [(int(place), lowest - step) for step, place in enumerate(tail, start=1)]
 
     def shelve_tokenizer(self) -> None:
-        """Keep a pickle of the tokenizer alone until `unshelve_tokenizer`: XLM-R's takes 17 MB, itself 370."""
-        self._shelved, self._encoder = pickle.dumps(self.tokenizer), None
+        """Keep a pickle of the tokenizer alone until `unshelve_tokenizer`: XLM-R's takes 17 MB, itself 370.
+
+        One that cannot be pickled, as RoFormer's, stays where it is.
+        """
+        try:
+            self._shelved = pickle.dumps(self.tokenizer)
+        except Exception:  # of tokenizers' Rust too, which raises no narrower one
+            return
+        self._encoder = None
         del self.tokenizer
 
     def unshelve_tokenizer(self) -> None:

@@ -11,7 +11,7 @@ The point estimate decides, not its interval: a way that only may be good enough
 quality. But one relevant document that moves from the first to the second rank changes the mean over 30 queries by
 0.012, so where the change is over its threshold and within `_UNCLEAR` standard errors of it, the sample is doubled
 before it is believed, as long as the run pays for it: it is `RATIO` times as large. ``balanced`` asks for
-`RATIO_BETWEEN` times where the next way is not fp32 but nearly as fast. Looking again after each doubling favours the
+`RATIO_BETWEEN` times for int8 where bf16 is there too, nearly as fast. Looking again after each doubling favours the
 lower precision a little.
 """
 
@@ -319,7 +319,7 @@ def choose(
         return Decision(word, reference, True, f"{sample.pairs:,} pairs are too few to try a faster way on")
     tried: list[Tried] = []
     for backend in lower:
-        ratio = RATIO_BETWEEN if word == "balanced" and backend != lower[-1] else RATIO
+        ratio = RATIO_BETWEEN if word == "balanced" and "int8" in backend and backend != lower[-1] else RATIO
         if not sample.pays(QUERIES, ratio):
             continue
         tried.append(_try(word, backend, reference, sample, score, ratio))
