@@ -238,9 +238,15 @@ def test_the_first_way_that_is_admitted_is_taken():
     ("word", "queries", "tried"),
     [("balanced", 479, ["bf16"]), ("balanced", 480, ["int8", "bf16"]), ("fast", 120, ["int8", "bf16"])],
 )
-def test_balanced_tries_a_way_that_saves_little_over_the_next_on_large_runs_alone(word, queries, tried):
+def test_balanced_tries_int8_before_bf16_on_large_runs_alone(word, queries, tried):
     found = choose(word, LADDER, Sample.of(run_of(queries, 20)), Scorer(int8=1.0, bf16=0.0))
     assert [one.backend for one in found.tried] == tried
+
+
+def test_where_bf16_is_refused_int8_is_tried_on_smaller_runs_too():
+    found = choose("balanced", LADDER, Sample.of(run_of(120, 20)), Scorer(int8=0.0, bf16=1.0))
+    assert [one.backend for one in found.tried] == ["bf16", "int8"]
+    assert found.backend == "int8"
 
 
 def test_pairs_that_will_be_scored_later_count():

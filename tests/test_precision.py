@@ -37,7 +37,7 @@ def ladder(monkeypatch):
     """A machine with two faster ways, the first of them bad, and samples small enough for the tiny experiment."""
     ways = [Way("int8", noise=9.0), Way("bf16", off=100.0), Way("torch fp32")]
     monkeypatch.setattr("rankwright.toolbox.scorer.backends", lambda word, device, cache, keep: ways)
-    for name, value in {"QUERIES": 5, "RATIO": 1, "RATIO_BETWEEN": 1, "FEWEST": 5}.items():
+    for name, value in {"QUERIES": 5, "RATIO": 1, "RATIO_INT8": 1, "FEWEST": 5}.items():
         monkeypatch.setattr(guard, name, value)
     return ways
 

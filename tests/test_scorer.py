@@ -229,7 +229,7 @@ def ladder(monkeypatch):
     """int8 that is good, bf16 that is too, fp32: as on a machine that has them."""
     ways = [Way("int8", 2.0), Way("bf16", 1.0), Way("torch fp32")]
     monkeypatch.setattr("rankwright.toolbox.scorer.backends", lambda word, device, cache, keep: ways)
-    monkeypatch.setattr(guard, "RATIO_BETWEEN", guard.RATIO)
+    monkeypatch.setattr(guard, "RATIO_INT8", guard.RATIO)
     return ways
 
 

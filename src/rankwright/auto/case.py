@@ -23,7 +23,7 @@ WATCHED = 20
 class Case:
     """`runs` are the retrievers' candidates for training queries, `dev` those of dev queries that are served.
 
-    `scorer` gives a retriever's own scores; `scores_of` a model's of texts, as serving would, and `filter_of` a
+    `scorer` gives a retriever's own scores; `scores_of` a model's of texts, as its training computes, and `filter_of` a
     model's of ids, as a mine section's `filter_by` reads them. Both score a pair `orders` times. `made_by` names what
     else decides the weights of a training: the versions of its rooms, the device.
     """

@@ -19,7 +19,7 @@ from rankwright.pipeline.preflight import is_plain
 from rankwright.plan import Model, Plan
 from rankwright.rooms.mine import PairScorer
 from rankwright.rooms.retrieve import RetrieveContext, pair_scorer
-from rankwright.sections import Experiment, FuseRetriever, RerankSection, Scoring, Section
+from rankwright.sections import Experiment, FuseRetriever, Precision, RerankSection, Scoring, Section
 from rankwright.toolbox.device import choose_precision
 from rankwright.toolbox.engine import packed
 from rankwright.toolbox.engine.guard import Decision, Labels
@@ -222,17 +222,16 @@ class Site:
             for query, grades in collection.qrels["dev"].items()
         }
 
-    def score_with(self, model: Path, section: RerankSection) -> Any:
+    def score_with(self, model: Path, section: RerankSection, precision: Precision) -> Any:
         """A model's scores of text pairs, not kept: for models that are soon forgotten.
 
-        In fp32 or, where this machine is faster in bf16 and the section does not ask for exact scores, in that: only of
-        families whose head stays in fp32, since logits in bf16 would tie. int8 would cost more than their probes do.
+        In the `precision` that they were trained in, unless the section asks for exact scores; in fp32 where the head
+        of their family would not stay in it, since rounded logits tie. int8 would cost more than their probes do.
         """
         reranker = Reranker.load(model, device=self.experiment.device, max_length=section.max_length)
         word = "exact"
         if section.precision != "exact" and packed.supported(reranker.model):
-            chosen, _ = choose_precision("auto", reranker.device, self.folder.cache)
-            word = "torch bf16" if chosen == "bf16" else word
+            word = f"torch {choose_precision(precision, reranker.device, self.folder.cache)[0]}"
         score = partial(reranker.score, precision=word)
         return both_orders(score) if section.both_orders else score
 

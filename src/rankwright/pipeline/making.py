@@ -119,7 +119,7 @@ class Making:
             dev=site.candidates("dev"),
             served=site.plan.rerank_from,
             scorer=functools.cache(site.pair_scorer),
-            scores_of=lambda model: site.score_with(model, rerank),
+            scores_of=lambda model: site.score_with(model, rerank, site.experiment.train[name].precision),
             filter_of=self._teacher,
             depth=rerank.depth,
             seed=site.experiment.seed,

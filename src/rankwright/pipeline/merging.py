@@ -126,7 +126,8 @@ class Merging:
             precision=rerank.precision,
             labels=self.site.guard_labels(),
         )
-        return scorer.decide(asked.pairs, total=each * (self._section().steps + 1))
+        orders = 2 if rerank.both_orders else 1
+        return scorer.decide(asked.pairs, total=each * orders * (self._section().steps + 1))
 
     # ------------------------------------------------------------------------------------------------ what dev is asked
 

@@ -11,7 +11,7 @@ The point estimate decides, not its interval: a way that only may be good enough
 quality. But one relevant document that moves from the first to the second rank changes the mean over 30 queries by
 0.012, so where the change is over its threshold and within `_UNCLEAR` standard errors of it, the sample is doubled
 before it is believed, as long as the run pays for it: it is `RATIO` times as large. ``balanced`` asks for
-`RATIO_BETWEEN` times for int8 where bf16 is there too, nearly as fast. Looking again after each doubling favours the
+`RATIO_INT8` times for int8 where bf16 is there too, nearly as fast. Looking again after each doubling favours the
 lower precision a little.
 """
 
@@ -42,7 +42,7 @@ FEWEST = 10
 """Queries that a mean needs, not to be one of chance."""
 RATIO = 4
 """So many times the pairs of a sample a run must have, for the sample to be worth its time."""
-RATIO_BETWEEN = 16
+RATIO_INT8 = 16
 """The same for a way that saves little over the next one: int8 before bf16, which score about 4.5 and 3.2 times as
 fast as fp32. A pair of the sample then costs 1 + 1 / 4.5 of a pair in fp32, and one of the run saves 1 / 11 of it."""
 
@@ -308,6 +308,8 @@ def choose(
 ) -> Decision:
     """Walk `backends` (from what was asked down to fp32, the last) and take the first that `word` admits.
 
+    An int8 that the run does not pay for is tried after the others alone.
+
     `score(backend, pairs)` gives scores, or says why the backend cannot be made; fp32 is always made. Pairs that were
     asked for once are asked for again in a larger sample: the caller keeps their scores.
     """
@@ -318,10 +320,10 @@ def choose(
     if not sample.worth:
         return Decision(word, reference, True, f"{sample.pairs:,} pairs are too few to try a faster way on")
     tried: list[Tried] = []
-    for backend in lower:
-        ratio = RATIO_BETWEEN if word == "balanced" and "int8" in backend and backend != lower[-1] else RATIO
-        if not sample.pays(QUERIES, ratio):
-            continue
+    dear = [one for one in lower[:-1] if word == "balanced" and "int8" in one]
+    later = [] if sample.pays(QUERIES, RATIO_INT8) else dear  # than the next way, which may not be admitted
+    for backend in [*(one for one in lower if one not in later), *later]:
+        ratio = RATIO_INT8 if backend in dear and backend not in later else RATIO
         tried.append(_try(word, backend, reference, sample, score, ratio))
         if not tried[-1].left:
             found = tried[-1].agreement
