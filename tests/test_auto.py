@@ -371,6 +371,21 @@ def test_what_a_filter_scores_is_what_the_recipes_own_retriever_found(untrained,
     assert searched._filtered(start.but("short", "", {"candidates": "short"})) == 40 * 7 + positives
 
 
+@pytest.mark.parametrize(("budget", "sample", "mined"), [(100, None, 12), (100, (1, 4), 20), (100_000, None, None)])
+def test_no_more_queries_are_mined_than_the_budget_can_see(budget, sample, mined, untrained, monkeypatch, tmp_path):
+    monkeypatch.setattr("rankwright.auto.recipes.ENOUGH", 3)
+    monkeypatch.setattr(searching, "FEWEST_QUERIES", 1)
+    case = dataclasses.replace(made_case(), depth=2)
+    more = {"sample": dict(zip(("positives", "negatives"), sample, strict=True))} if sample else {}
+    section = auto(budget=f"{budget} pairs", base="encoder", **more)
+    found = search(case, "one", section, tmp_path).trainings
+    assert {made["mine"]["queries"] for made in found.values()} == {mined}
+    searched = searching._Search(case, "one", section, tmp_path / "other")
+    assert len(searched.trials.groups(first("dense", searched.facts, section, 1e-4).mine)) == (mined or 40)
+    window = 30 + 2  # a query's candidates and its positives
+    assert searched._filtered(first("dense", searched.facts, section, 1e-4)) == (mined or 40) * window
+
+
 def test_it_is_told_why_there_is_no_second_round(untrained, monkeypatch, tmp_path):
     monkeypatch.setattr(searching, "rivals", lambda start, *_: [start.but("other", "", learning_rate=1.0)])
     with pytest.MonkeyPatch.context() as patched:

@@ -148,6 +148,8 @@ def test_a_reranker_that_filters_scores_the_window_and_the_positives():
     assert amounts(mine={**mine, "drop_above": None})["mine, filter"] == 0
     assert amounts(mine={**mine, "drop_above": None, "holes": "weigh"})["mine, filter"] == 3 * 5 + 6
     assert amounts(mine={**mine, "negatives": 0, "holes": "weigh"})["mine, filter"] == 0
+    assert amounts(mine={**mine, "queries": 2})["mine, filter"] == 2 * 5 + 4
+    assert amounts(mine={**mine, "queries": 9})["mine, filter"] == 3 * 5 + 6
     assert "mine, filter" not in amounts()
 
 

@@ -480,6 +480,29 @@ def test_a_query_taken_away_leaves_the_other_groups_as_they_were(seed):
             assert by_query(after) == {query: text for query, text in by_query(before).items() if query != gone}
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_of_some_queries_only_the_groups_are_what_they_are_of_all(seed):
+    collection, run = random_case(seed, mirrored=False)
+    whole = by_query(mined(collection, run, section(unlabelled=99)).groups)
+    before = {}
+    for count in range(1, len(collection.qrels["train"]) + 3):
+        found = mined(collection, run, section(queries=count, unlabelled=99))
+        some = by_query(found.groups)
+        assert some.items() <= whole.items()
+        assert before.items() <= some.items()
+        assert len(some) == min(count, len(whole))
+        assert len(found.unlabelled) == len(mined(collection, run, section(unlabelled=99)).unlabelled)
+        before = some
+
+
+def test_queries_with_nothing_relevant_are_the_last_to_be_drawn():
+    collection, run = random_case(3, mirrored=False)
+    train = collection.qrels["train"]
+    for query in list(train)[:-2]:
+        train[query] = dict.fromkeys(train[query], 0)
+    assert set(by_query(mined(collection, run, section(queries=2)).groups)) == set(list(train)[-2:])
+
+
 def test_which_queries_are_unlabelled_hardly_depends_on_the_others():
     collection, run = random_case(2, mirrored=False)
     made = section(unlabelled=4)

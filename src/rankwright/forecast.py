@@ -101,7 +101,7 @@ def _mining_work(
     plan: Plan,
     shapes: _Shapes,
 ) -> list[Work]:
-    pairs = round(len(collection.qrels["train"]) * _group_width(collection, section))
+    pairs = round(_queries(collection, section) * _group_width(collection, section))
     told = [Work(stage, pairs, "pairs at most", 0.0)]
     if place in plan.filters:
         scored = _filter_pairs(collection, section, experiment.retrieve[plan.mine_from[place]].depth)
@@ -136,9 +136,8 @@ def _training_work(name: str, experiment: Experiment, collection: Collection, pl
     section = experiment.train[name]
     mine = section.mine or experiment.mine
     assert mine
-    queries = len(collection.qrels["train"])
     labelled = section.groups == "labelled"
-    groups = queries if labelled else min(queries, mine.unlabelled)
+    groups = _queries(collection, mine) if labelled else min(len(collection.qrels["train"]), mine.unlabelled)
     width = _group_width(collection, mine) if labelled else 1 + mine.negatives + mine.random
     if section.sample:
         width = min(width, section.sample.positives + section.sample.negatives)
@@ -161,6 +160,12 @@ def _root(model: Model, plan: Plan) -> Model:
     return model
 
 
+def _queries(collection: Collection, mine: MineSection) -> int:
+    """Of how many training queries groups are made."""
+    there = len(collection.qrels["train"])
+    return there if mine.queries is None else min(mine.queries, there)
+
+
 def _group_width(collection: Collection, mine: MineSection) -> float:
     qrels = collection.qrels["train"].values()
     counts = [len(relevant(grades)) for grades in qrels]
@@ -176,7 +181,8 @@ def _filter_pairs(collection: Collection, mine: MineSection, depth: int) -> int:
     qrels = collection.qrels["train"]
     first, last = mine.window
     window = max(0, min(last, depth, len(collection.documents)) - first + 1)
-    return len(qrels) * window + count_pairs(qrels)
+    queries = _queries(collection, mine)
+    return queries * window + round(count_pairs(qrels) * queries / len(qrels))
 
 
 class _Shapes:

@@ -46,16 +46,17 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Facts:
-    """What the recipes depend on, read from train alone.
+    """What the recipes depend on, read from train alone; and of how many of its queries groups are mined.
 
     `spread` is the median over queries of the standard deviation of the teacher's scores of a query's candidates, in
     the teacher's unit; `symmetric` says that queries and documents are texts of one kind, `graded` that labels tell
-    more than relevant or not.
+    more than relevant or not. `queries` is None for all of them.
     """
 
     spread: float
     symmetric: bool
     graded: bool
+    queries: int | None = None
 
     @classmethod
     def of(cls, collection: Collection, run: Run) -> Facts:
@@ -69,6 +70,10 @@ class Facts:
         )
 
 
+NEGATIVES, RANDOM = 5, 3
+"""Of each group: mined ones and random ones."""
+ENOUGH = 1000
+"""Training queries that are always mined: by fewer, rates of holes are not told."""
 STEPS = 1000
 """Optimiser steps that a training should have at least, before its batches grow."""
 SMALL_BATCH, BATCH = 2, 8
@@ -82,8 +87,9 @@ def first(candidates: str, facts: Facts, given: Training, rate: float, pairs: fl
 
     `rate` is the peak learning rate for steps of BATCH queries, `pairs` how many the last training will have about.
     """
-    mine = MineSection(candidates=candidates, negatives=5, random=3, positives=4, drop_above=None)
-    width = 2 + mine.negatives + mine.random
+    counts = {"negatives": NEGATIVES, "random": RANDOM, "positives": 4}
+    mine = MineSection(candidates=candidates, queries=facts.queries, drop_above=None, **counts)
+    width = 2 + NEGATIVES + RANDOM
     training = {
         "loss": {"listwise": 1.0, "kl": 1.0},
         "kl_temperature": facts.spread,
@@ -98,7 +104,8 @@ def distillation(candidates: str, facts: Facts, given: Training, rate: float, pa
     """How a plain encoder becomes a reranker without labels: from `pairs` pairs it learns the retriever's order."""
     negatives, random = 6, 2
     groups = max(1, math.ceil(pairs / (1 + negatives + random)))
-    mine = MineSection(candidates=candidates, negatives=negatives, random=random, drop_above=None, unlabelled=groups)
+    counts = {"negatives": negatives, "random": random, "unlabelled": groups}
+    mine = MineSection(candidates=candidates, queries=facts.queries, drop_above=None, **counts)
     training = {
         **{"groups": "unlabelled", "loss": {"kl": 1.0}, "kl_temperature": facts.spread, "sample": None},
         **{"both_orders": False, **_pace(given, rate, groups, new_head=True)},
@@ -121,6 +128,18 @@ def _pace(given: Training, rate: float, groups: float, *, new_head: bool = False
     if new_head:
         rate *= min(FASTEST, max(1.0, math.sqrt(STEPS * batch / groups)))
     return {"batch": batch, "learning_rate": rate}
+
+
+def most_queries(pairs: float, given: Training, there: int) -> int | None:
+    """How many of `there` training queries to mine: all that a training of so many pairs could see once; None: all.
+
+    What no training will see costs memory and hours where labels are plenty.
+    """
+    width = 1 + NEGATIVES + RANDOM
+    if given.sample:
+        width = min(width, given.sample.positives + given.sample.negatives)
+    most = max(ENOUGH, math.ceil(pairs / width))
+    return most if most < there else None
 
 
 def rivals(start: Recipe, facts: Facts, given: Training, others: Mapping[str, float] | None = None) -> list[Recipe]:

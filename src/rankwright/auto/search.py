@@ -11,7 +11,7 @@ rival is above it by more than the paired interval on dev, which is the wider th
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,12 @@ from rankwright.auto.bases import Base, Bases, learning_rate, references
 from rankwright.auto.case import Case
 from rankwright.auto.pace import training_pairs_per_second
 from rankwright.auto.purse import MOST_EPOCHS, SEARCH_SHARE, Purse, purse
-from rankwright.auto.recipes import FILTER, Facts, Recipe, first, rivals
+from rankwright.auto.recipes import FILTER, Facts, Recipe, first, most_queries, rivals
 from rankwright.auto.record import Record, beyond, shown, surely
 from rankwright.auto.trials import Result, Trials
+from rankwright.core import relevant
 from rankwright.errors import ConfigError, DataError, ModelError
-from rankwright.rooms.mine import PairScorer
+from rankwright.rooms.mine import PairScorer, drawn
 from rankwright.sections import BUDGET, Training
 from rankwright.toolbox.devset import DevSet
 from rankwright.toolbox.progress import say
@@ -99,6 +100,8 @@ class _Search:
         self.record = Record(case.seed)
         whole = case.dev_set(MOST_QUERIES)
         self.purse = self._purse()
+        there = len(case.collection.qrels["train"])
+        self.facts = replace(self.facts, queries=most_queries(self.purse.total, section, there))
         self.dev = self._affordable(whole)
         seed = case.seed if section.seed is None else section.seed
         self.trials = Trials(case, self.dev, self.purse, folder / "trials", seed)
@@ -313,12 +316,13 @@ class _Search:
         return again if kept else None
 
     def _filtered(self, recipe: Recipe) -> int:
-        """Pairs that a model scores when it filters: each training query's window and its positives."""
+        """Pairs that a model scores when it filters: each mined query's window and its positives."""
         assert recipe.mine.candidates
         start, last = recipe.mine.window
         run, qrels = self.case.runs[recipe.mine.candidates], self.case.collection.qrels["train"]
-        windows = sum(len(run.documents(query)[start - 1 : last]) for query in qrels)
-        return self.case.orders * (windows + sum(grade > 0 for grades in qrels.values() for grade in grades.values()))
+        queries = drawn(qrels, recipe.mine, self.case.seed)
+        windows = sum(len(run.documents(query)[start - 1 : last]) for query in queries)
+        return self.case.orders * (windows + sum(len(relevant(qrels[query])) for query in queries))
 
     # --------------------------------------------------------------------------------------------------------- written
 

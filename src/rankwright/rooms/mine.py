@@ -16,7 +16,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from rankwright.core import Collection, Group, Run, canonical, relevant
+from rankwright.core import Collection, Group, Qrels, Run, canonical, relevant
 from rankwright.errors import DataError
 from rankwright.sections import MineSection
 from rankwright.toolbox import holes
@@ -103,7 +103,7 @@ def mine(
     """
     sources = _Sources(collection, run, section, per_split=per_split, seed=seed)
     mined = Mined()
-    queries = list(collection.qrels["train"])
+    queries = drawn(collection.qrels["train"], section, seed)
     windows = _windows(sources, queries, filter_scores or teacher)
     if section.holes == "weigh" and section.negatives:
         windows = _weighed(sources, windows, mined)
@@ -113,12 +113,24 @@ def mine(
     if not mined.groups:
         raise DataError("mining made no group: no training query has both a positive and a negative")
     if section.unlabelled:
-        mined.unlabelled = _unlabelled(sources, queries)
+        mined.unlabelled = _unlabelled(sources)
         if not mined.unlabelled:
             raise DataError("mining made no unlabelled group: the run has no candidates for any training query")
     mined.groups = _with_teacher(mined.groups, teacher)
     mined.unlabelled = _with_teacher(mined.unlabelled, teacher)
     return mined
+
+
+def drawn(qrels: Qrels, section: MineSection, seed: int) -> list[str]:
+    """The training queries that groups are made of: those with something relevant first, where not all are wanted.
+
+    More of them are the same ones and others.
+    """
+    if section.queries is None or section.queries >= len(qrels):
+        return list(qrels)
+    order = sorted(qrels, key=lambda query: (not relevant(qrels[query]), _lot(seed, query, "queries"), query))
+    chosen = set(order[: section.queries])
+    return [query for query in qrels if query in chosen]
 
 
 @dataclass(frozen=True)
@@ -134,6 +146,16 @@ class _Window:
     weights: Mapping[str, float] = field(default_factory=dict)
 
 
+class _Canonical(dict[str, str]):
+    """Document id -> canonical text, of those that are looked at: few of a large corpus."""
+
+    def __init__(self, documents: Mapping[str, str]) -> None:
+        self.documents = documents
+
+    def __missing__(self, document: str) -> str:
+        return self.setdefault(document, canonical(self.documents[document]))
+
+
 class _Sources:
     """What every query's draw looks at."""
 
@@ -142,7 +164,7 @@ class _Sources:
         self.run = run
         self.section = section
         self.seed = seed
-        self.texts = {document: canonical(text) for document, text in collection.documents.items()}
+        self.texts = _Canonical(collection.documents)
         self.corpus = list(collection.split_documents("train", per_split=per_split))
         self.held_out = {
             canonical(text) for split in ("dev", "test") for text in collection.split_queries(split).values()
@@ -159,9 +181,7 @@ class _Sources:
         return finds
 
     def lot(self, query: str, purpose: str) -> int:
-        """A number drawn for this query and purpose alone."""
-        digest = hashlib.blake2b(f"{self.seed}\0{purpose}\0{query}".encode(), digest_size=8).digest()
-        return int.from_bytes(digest, "little")
+        return _lot(self.seed, query, purpose)
 
     def rng(self, query: str, purpose: str) -> np.random.Generator:
         return np.random.default_rng(self.lot(query, purpose))
@@ -186,6 +206,12 @@ class _Sources:
         if canonical(self.collection.queries[query]) in self.finds.get(text, ()):
             return "relevant the other way round"
         return self.barred(query, document)
+
+
+def _lot(seed: int, query: str, purpose: str) -> int:
+    """A number drawn for this query and purpose alone."""
+    digest = hashlib.blake2b(f"{seed}\0{purpose}\0{query}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
 
 
 def _windows(sources: _Sources, queries: Sequence[str], scores: PairScorer) -> dict[str, _Window]:
@@ -345,8 +371,9 @@ def _random(sources: _Sources, query: str, taken: set[str], refused: Callable[[s
     return drawn
 
 
-def _unlabelled(sources: _Sources, queries: Sequence[str]) -> list[Group]:
+def _unlabelled(sources: _Sources) -> list[Group]:
     """Groups made without a look at labels: half from the first ten ranks, the rest from the window, some random."""
+    queries = sources.collection.qrels["train"]
     chosen = sorted(queries, key=lambda query: sources.lot(query, "unlabelled"))[: sources.section.unlabelled]
     groups = []
     for query in chosen:

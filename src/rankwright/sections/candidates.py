@@ -101,6 +101,7 @@ class MineSection(Section):
     """How many candidates of which origin make a training group, and which are too doubtful to be negatives."""
 
     candidates: str | None = Field(None, description="the retriever to mine from (default: the last one)")
+    queries: int | None = Field(None, ge=1, description="at most so many training queries, drawn (default: all)")
     negatives: int = Field(6, ge=0, description="mined from the retriever's candidates")
     random: int = Field(2, ge=0, description="drawn from the whole corpus")
     given: int = Field(0, ge=0, description="drawn from the negatives that the source gives")
