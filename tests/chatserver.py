@@ -150,8 +150,8 @@ def application(chat):
 
 
 async def drip():
-    """A body that is never idle for long, nor soon done."""
-    for _ in range(30):
+    """A body that is never idle for long, and is done in half a minute."""
+    for _ in range(300):
         yield b" "
         await asyncio.sleep(0.1)
 

@@ -144,6 +144,16 @@ def test_holm_equals_its_formula_in_any_order():
     np.testing.assert_allclose(np.array(stats.holm(raw.tolist()))[order], formula)
 
 
+def test_a_gain_is_sure_where_an_interval_and_random_signs_both_say_so():
+    many = np.random.default_rng(0).normal(0.1, 0.3, 200)
+    assert stats.surely_positive(many, error=0.05, draws=2000)
+    assert not stats.surely_positive(-many, error=0.05, draws=2000)
+    assert not stats.surely_positive(np.zeros(50), error=0.05, draws=2000)
+    few = np.array([0.3, 0.3, 0.3] + [0.0] * 97)  # by the interval alone, yes
+    assert stats.paired_bootstrap(few, resamples=2000, confidence=0.9, rng=np.random.default_rng(0))[0] > 0
+    assert not stats.surely_positive(few, error=0.1, draws=2000)
+
+
 def test_no_queries_are_refused():
     with pytest.raises(ValueError, match="no queries"):
         stats.paired_bootstrap(np.zeros(0), resamples=100, confidence=0.95, rng=rng())

@@ -29,14 +29,8 @@ def beyond(gains: Any, seed: int, rivals: int = 1) -> tuple[float, float]:
 
 
 def surely(gains: Any, seed: int, rivals: int = 1) -> bool:
-    """Whether a mean gain over dev queries is above 0 beyond the noise, of one among so many rivals.
-
-    By the interval, and by random signs too: where few queries differ, hardly a resample has none of those that gain.
-    """
-    if beyond(gains, seed, rivals)[0] <= 0:
-        return False
-    p = stats.paired_randomisation(np.asarray(gains), permutations=_RESAMPLES, rng=np.random.default_rng(seed))
-    return bool(p <= ERROR / rivals)
+    """Whether a mean gain over dev queries is above 0 beyond the noise, of one among so many rivals."""
+    return stats.surely_positive(np.asarray(gains), error=ERROR / rivals, draws=_RESAMPLES, seed=seed)
 
 
 @dataclass

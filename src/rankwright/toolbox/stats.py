@@ -60,6 +60,22 @@ def paired_randomisation(differences: Values, *, permutations: int, rng: np.rand
     return p.reshape(differences.shape[1:])
 
 
+def surely_positive(differences: Values, *, error: float, draws: int, seed: int = 0) -> bool:
+    """Whether a mean difference over queries (queries,) is above 0 beyond the noise, in both ways to ask.
+
+    The lower end of the paired 1 - `error` interval lies above 0, and so rarely do random signs do as well. The second
+    because where few queries differ, hardly a resample has none of those that gain.
+
+    Raises:
+        ValueError: no queries.
+    """
+    low, _ = paired_bootstrap(differences, resamples=draws, confidence=1 - error, rng=np.random.default_rng(seed))
+    if low <= 0:
+        return False
+    p = paired_randomisation(differences, permutations=draws, rng=np.random.default_rng(seed))
+    return bool(p <= error)
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's step-down adjusted p values, in the order given; they bound the family-wise error rate.
 

@@ -151,7 +151,7 @@ def choose_weights(members: Members, qrels: Qrels, texts: Mapping[str, str]) -> 
     means = _means(values)
     bare = [place for place, name in enumerate(members.scorers) if name not in members.runs]
     plain = [weights for weights in grid if not any(weights[place] for place in bare)]
-    worth = len(plain) < len(grid) and _beyond_noise(_crossed(values, plain))
+    worth = len(plain) < len(grid) and stats.surely_positive(_crossed(values, plain), error=0.05, draws=2000)
     best = _best(means if worth else {weights: means[weights] for weights in plain})
     names = list(members.scorers)
     alone = {name: means[tuple(float(other == name) for other in names)] for name in names}
@@ -177,12 +177,6 @@ def _crossed(values: Mapping[tuple[float, ...], Values], plain: Sequence[tuple[f
         best, usual = _best(means), _best({weights: means[weights] for weights in plain})
         gains[measured] = values[best][measured] - values[usual][measured]
     return gains
-
-
-def _beyond_noise(gains: Values) -> bool:
-    """By an interval and by random signs: where few queries differ, hardly a resample has none of those that gain."""
-    low, _ = stats.paired_bootstrap(gains, resamples=2000, confidence=0.95, rng=np.random.default_rng(0))
-    return bool(low > 0 and stats.paired_randomisation(gains, permutations=2000, rng=np.random.default_rng(0)) <= 0.05)
 
 
 def _sample(qrels: Qrels, texts: Mapping[str, str]) -> Qrels:
