@@ -18,6 +18,7 @@ from rankwright.toolbox import checkpoint, rounding
 from rankwright.toolbox.engine import openvino
 from rankwright.toolbox.engine.forward import forward_tokens
 from rankwright.toolbox.engine.pairs import Tokens, stacked
+from rankwright.toolbox.keeping import Measured
 from rankwright.toolbox.model import Reranker
 from rankwright.toolbox.trainable import with_lora
 
@@ -272,10 +273,10 @@ def test_the_best_checkpoint_so_far_is_measured_anew_when_rounding_begins(lively
 
     def watching(self):
         before = {name: tensor.clone() for name, tensor in self._bare().state_dict().items()}
-        self.state.best, self.state.best_step = 2.0, 0  # as if nothing could be better than the base
+        self.state.kept, self.state.kept_step = Measured([2.0], [2.0]), 0  # as if nothing could be better than the base
         begin(self)
         seen["same"] = all(torch.equal(tensor, before[name]) for name, tensor in self._bare().state_dict().items())
-        seen["best"], seen["stale"] = self.state.best, self.state.stale
+        seen["best"], seen["stale"] = self.state.kept.mean, self.state.stale
         checkpoint.load_best(self.checkpoints, 0, self._bare())
         seen["base"] = self.dev.measure(self._score)
         self._bare().load_state_dict(before)

@@ -725,9 +725,10 @@ def test_only_the_last_weights_are_kept_on_disk(mean_won):
     assert kept == [f"recent-{step:06d}.safetensors" for step in (8, 10, 12)]
 
 
-def test_a_mean_that_is_no_better_than_the_best_checkpoint_is_not_kept(learnt, tmp_path):
-    training = watched(learning_rate=1e-9, average=2)
-    trained = run(groups(16), training, learnt[1].model, tmp_path, dev_set())
+def test_a_mean_that_is_surely_worse_than_the_best_checkpoint_is_not_kept(learnt, tmp_path):
+    wrong = [replace(group, labels=[0, 0, *group.labels[2:-1], 1]) for group in groups(16, seed=5)]
+    training = watched(learning_rate=2e-2, epochs=3, average=2)
+    trained = run(wrong, training, learnt[1].model, tmp_path, dev_set())
     assert averaged_record(tmp_path)["kept"] is False
     assert trained.averaged == ()
     assert (trained.kept_step, trained.dev) == (0, trained.dev_before)

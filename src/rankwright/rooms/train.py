@@ -1,9 +1,9 @@
 """Groups -> a fine-tuned cross-encoder: a plain loop that watches a ranking metric and can be killed.
 
 In: groups, a base model, the dev queries' own candidates. Out: a model folder, a log, and what happened.
-While it trains it keeps the checkpoint that ranks dev best (the untrained base counts, so a training that only
-does harm gives the base back), stops early, and falls back when the scores collapse; at the end it may try the mean
-of the last weights. It does not know where groups come from, how arms are compared, or what any dataset is.
+While it trains it keeps the checkpoint that ranks dev best (`keeping`; the untrained base counts, so a training that
+only does harm gives the base back), stops early, and falls back when the scores collapse; at the end it may try the
+mean of the last weights. It does not know where groups come from, how arms are compared, or what any dataset is.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from rankwright.core import Group
 from rankwright.errors import DataError, ModelError
 from rankwright.sections import Training, read_memory
-from rankwright.toolbox import checkpoint, engine, exits, footprint, losses
+from rankwright.toolbox import checkpoint, engine, exits, footprint, keeping, losses
 from rankwright.toolbox.active import ActiveRows
 from rankwright.toolbox.device import choose_device, choose_precision
 from rankwright.toolbox.devset import DevSet as DevSet
@@ -28,6 +28,7 @@ from rankwright.toolbox.engine import packed
 from rankwright.toolbox.engine.forward import TOKEN_BUDGET, forward_tokens
 from rankwright.toolbox.engine.pairs import Tokens
 from rankwright.toolbox.grouped import TextTokens, longest_draws, pad_groups, pairs_of
+from rankwright.toolbox.keeping import Measured
 from rankwright.toolbox.model import Reranker
 from rankwright.toolbox.progress import bar, say
 from rankwright.toolbox.schedule import Schedule, count_pairs
@@ -44,8 +45,6 @@ COLLAPSED_SPREAD = 0.01
 CHANCE_MARGIN = 0.02
 """How close to ln(group size), relatively, the listwise loss of a collapsed model stays."""
 FALLBACKS = 2
-HAIR = 1e-9
-"""By how much more than the best checkpoint's an average's dev metric must be at least, to be kept."""
 
 
 @dataclass(frozen=True)
@@ -75,13 +74,14 @@ class State:
 
     `micro` groups are in memory at a time, and `checkpointing` says whether layers are computed anew: both decide the
     order of sums and the draws of dropout, so a training that goes on keeps them whatever memory is free by then.
-    `rounded` says whether the linear layers round as int8 scoring does, and `best` was measured so.
+    `rounded` says whether the linear layers round as int8 scoring does, and `kept` was measured so: what dev says
+    of the weights of `kept_step`. `top` is the highest that it has said so far.
     """
 
     step: int = 0
-    best: float = -math.inf
-    alone: float = -math.inf
-    best_step: int = 0
+    kept: Measured | None = None
+    top: Measured | None = None
+    kept_step: int = 0
     stale: int = 0
     fallbacks: int = 0
     flat: int = 0
@@ -91,6 +91,14 @@ class State:
     checkpointing: bool = False
     rounded: bool = False
     recent: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.kept, self.top = (Measured(**one) if isinstance(one, dict) else one for one in (self.kept, self.top))
+
+    def takes(self, new: Measured) -> bool:
+        """Note the highest; whether the new weights take the place of those kept."""
+        self.top = keeping.higher(new, self.top or new)
+        return self.kept is None or keeping.takes(new, self.kept, self.top)
 
 
 def train(
@@ -351,18 +359,9 @@ class _Loop:
 
     def _evaluate(self) -> None:
         assert self.dev
-        scores = self._score(self.dev.pairs)
-        values = self.dev.values(lambda pairs: scores)
-        value = float(np.mean(values))
-        # A served order often is the retriever's own at every step: of equals, the better reranker is kept.
-        alone = float(np.mean(self.dev.reranked(lambda pairs: scores)))
-        equal = abs(value - self.state.best) <= HAIR
-        kept = value > self.state.best + (HAIR if self.dev.watch == "served" else 0) or (
-            equal and alone > self.state.alone
-        )
-        if kept:
-            self.state.best, self.state.best_step, self.state.stale = value, self.state.step, 0
-            self.state.alone = alone
+        measured = self._measured()
+        if kept := self.state.takes(measured):
+            self.state.kept, self.state.kept_step, self.state.stale = measured, self.state.step, 0
             checkpoint.save_best(self.checkpoints, self.state.step, self._bare())
         else:
             self.state.stale += 1
@@ -370,16 +369,31 @@ class _Loop:
             checkpoint.save_recent(self.checkpoints, self.state.step, self._bare())
             self.state.recent = [*self.state.recent, self.state.step][-self.section.average :]
         patience = self.section.dev.patience if self.section.dev else None
-        each = _rounded(values)  # what an interval of best against last needs
-        told = {"rounded": True} if self.state.rounded else {}  # values of the two kinds do not compare
-        self.log.write({"step": self.state.step, "dev": {self.dev.metric: value}, "kept": kept, "values": each, **told})
+        told: dict[str, Any] = {"step": self.state.step, "dev": {self.dev.metric: measured.mean}, "kept": kept}
+        told |= self._told(measured) | ({"rounded": True} if self.state.rounded else {})  # the two kinds do not compare
+        self.log.write(told)
         begun = self.state.rounded or not self.section.rounded_share  # else it would stop before it has
         if patience is not None and self.state.stale >= patience and begun:
+            assert self.state.kept
             self.state.stopped = True
             self._note(
                 f"{self.bench.title}: stopped at step {self.state.step}, {self.state.stale} evaluations "
-                f"without a better {self.dev.metric} than {self.state.best:.4f} of step {self.state.best_step}"
+                f"without a better {self.dev.metric} than {self.state.kept.mean:.4f} of step {self.state.kept_step}"
             )
+
+    def _measured(self) -> Measured:
+        """What dev says of the weights as they are."""
+        assert self.dev
+        scores = self._score(self.dev.pairs)
+        values = self.dev.values(lambda pairs: scores)
+        own = self.dev.reranked(lambda pairs: scores) if self.dev.watch == "served" else values
+        return Measured(values.tolist(), own.tolist())
+
+    def _told(self, measured: Measured) -> dict[str, Any]:
+        """For the log: each query's value, which an interval needs; the own order's mean where it is not watched."""
+        assert self.dev
+        alone = {"alone": {self.dev.metric: measured.alone}} if self.dev.watch == "served" else {}
+        return {**alone, "values": [round(value, 6) for value in measured.values]}
 
     def _score(self, pairs: Sequence[tuple[str, str]]) -> NDArray[np.float32]:
         """The logits of dev pairs, float32 (len(pairs),), in windows so that their length is level."""
@@ -412,15 +426,15 @@ class _Loop:
         self._note(f"{self.bench.title}: after step {self.state.step} it sees the rounding of int8 scoring")
         if not self.dev:
             return
-        model, before = self._bare(), self.state.best
+        assert self.state.kept
+        model, before = self._bare(), self.state.kept.mean
         present = {name: tensor.to("cpu", copy=True) for name, tensor in model.state_dict().items()}
-        checkpoint.load_best(self.checkpoints, self.state.best_step, model)
-        scores = self._score(self.dev.pairs)
+        checkpoint.load_best(self.checkpoints, self.state.kept_step, model)
+        measured = self._measured()
         model.load_state_dict(present)
-        self.state.best = float(np.mean(self.dev.values(lambda pairs: scores)))
-        self.state.alone = float(np.mean(self.dev.reranked(lambda pairs: scores)))
+        self.state.kept = self.state.top = measured
         self.state.stale = 0
-        told = {"best_step": self.state.best_step, "before": before, "rounded_dev": {self.dev.metric: self.state.best}}
+        told = {"kept_step": self.state.kept_step, "before": before, "rounded_dev": {self.dev.metric: measured.mean}}
         self.log.write({"step": self.state.step, **told})
 
     def _round(self, *, on: bool) -> None:
@@ -451,7 +465,7 @@ class _Loop:
         self.state.log_bytes = self.log.size
         state = asdict(self.state)
         checkpoint.save(self.checkpoints, self.state.step, self._bare(), self.optimizer, state, self.accelerator.scaler)
-        checkpoint.forget_bests(self.checkpoints, but=self.state.best_step)
+        checkpoint.forget_bests(self.checkpoints, but=self.state.kept_step)
         checkpoint.forget_recent(self.checkpoints, but=self.state.recent)
 
     def _load(self, there: Path) -> None:
@@ -474,8 +488,9 @@ class _Loop:
         value = self._try_average() if best else None
         averaged = tuple(self.state.recent) if value is not None else ()
         if best and not averaged:
-            value = self.state.best
-            checkpoint.load_best(self.checkpoints, self.state.best_step, self._bare())
+            assert self.state.kept
+            value = self.state.kept.mean
+            checkpoint.load_best(self.checkpoints, self.state.kept_step, self._bare())
         if not self._finite():
             raise ModelError(
                 "the weights are not finite any more",
@@ -492,7 +507,7 @@ class _Loop:
         self.reranker.unshelve_tokenizer()
         head = exits.detach(model, self.section.exit) if self.section.exit else None
         self.reranker.model = model.merge_and_unload() if self.section.lora else model
-        kept = self.state.best_step if best and not averaged else self.state.step
+        kept = self.state.kept_step if best and not averaged else self.state.step
         if head and not kept and not averaged:
             head = None
             self._note(f"{self.bench.title}: the base was kept, for which no exit was trained: there is none")
@@ -523,17 +538,13 @@ class _Loop:
             return None
         assert self.dev
         checkpoint.load_average(self.checkpoints, self.state.recent, self._bare())
-        values = self.dev.values(self._score)
-        value = float(np.mean(values))
-        kept = value > self.state.best + HAIR
-        told = {"averaged_dev": {self.dev.metric: value}, "average": len(self.state.recent)}
-        self.log.write({"step": self.state.step, **told, "kept": kept, "values": _rounded(values)})
-        return value if kept else None
+        measured = self._measured()
+        assert self.state.kept
+        kept = keeping.stands(measured, self.state.kept)
+        told = {"averaged_dev": {self.dev.metric: measured.mean}, "average": len(self.state.recent)}
+        self.log.write({"step": self.state.step, **told, "kept": kept, **self._told(measured)})
+        return measured.mean if kept else None
 
     def _note(self, text: str) -> None:
         self.notes.append(text)
         say(text)
-
-
-def _rounded(values: NDArray[np.float64]) -> list[float]:
-    return [round(own, 6) for own in values.tolist()]

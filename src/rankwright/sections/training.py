@@ -121,12 +121,16 @@ class Training(Section):
         "does dev from there on, where the best checkpoint so far is measured anew; patience waits until then",
     )
     dev: DevSection | None = Field(default_factory=DevSection, description="what training watches; null: nothing")
-    keep: Literal["best", "last"] = Field("best", description="the best checkpoint on dev, or the last step")
+    keep: Literal["best", "last"] = Field(
+        "best",
+        description="the best checkpoint on dev (of served orders that are nearly equal, the better reranker), or the "
+        "last step",
+    )
     average: int = Field(
         0,
         ge=0,
-        description="also try the mean of the weights of the last so many dev evaluations; kept only where dev ranks "
-        "better than the best checkpoint; 0: no",
+        description="also try the mean of the weights of the last so many dev evaluations; kept unless dev is sure "
+        "that the best checkpoint is better; 0: no",
     )
     checkpoints: int = Field(4, ge=1, description="resumable checkpoints an epoch")
     seed: int | None = Field(None, ge=0, description="default: the experiment's")
