@@ -1,8 +1,8 @@
 """Groups -> a fine-tuned cross-encoder: a plain loop that watches a ranking metric and can be killed.
 
 In: groups, a base model, the dev queries' own candidates. Out: a model folder, a log, and what happened.
-While it trains it keeps the checkpoint that ranks dev best (`keeping`; the untrained base counts, so a training that
-only does harm gives the base back), stops early, and falls back when the scores collapse; at the end it may try the
+While it trains it keeps the weights that dev prefers (`keeping`; the untrained base counts, so a training that surely
+does only harm gives the base back), stops early, and falls back when the scores collapse; at the end it may try the
 mean of the last weights. It does not know where groups come from, how arms are compared, or what any dataset is.
 """
 
@@ -94,11 +94,6 @@ class State:
 
     def __post_init__(self) -> None:
         self.kept, self.top = (Measured(**one) if isinstance(one, dict) else one for one in (self.kept, self.top))
-
-    def takes(self, new: Measured) -> bool:
-        """Note the highest; whether the new weights take the place of those kept."""
-        self.top = keeping.higher(new, self.top or new)
-        return self.kept is None or keeping.takes(new, self.kept, self.top)
 
 
 def train(
@@ -360,11 +355,14 @@ class _Loop:
     def _evaluate(self) -> None:
         assert self.dev
         measured = self._measured()
-        if kept := self.state.takes(measured):
-            self.state.kept, self.state.kept_step, self.state.stale = measured, self.state.step, 0
+        before, top = self.state.kept, self.state.top
+        if first_or_higher := top is None or keeping.higher(measured, top):
+            self.state.top = top = measured
+        self.state.stale = 0 if first_or_higher else self.state.stale + 1
+        kept = before is None or keeping.takes(measured, before, top, served=self.dev.watch == "served")
+        if kept:
+            self.state.kept, self.state.kept_step = measured, self.state.step
             checkpoint.save_best(self.checkpoints, self.state.step, self._bare())
-        else:
-            self.state.stale += 1
         if self.section.average and self.state.step and self._finite():
             checkpoint.save_recent(self.checkpoints, self.state.step, self._bare())
             self.state.recent = [*self.state.recent, self.state.step][-self.section.average :]
@@ -374,11 +372,10 @@ class _Loop:
         self.log.write(told)
         begun = self.state.rounded or not self.section.rounded_share  # else it would stop before it has
         if patience is not None and self.state.stale >= patience and begun:
-            assert self.state.kept
             self.state.stopped = True
             self._note(
                 f"{self.bench.title}: stopped at step {self.state.step}, {self.state.stale} evaluations "
-                f"without a better {self.dev.metric} than {self.state.kept.mean:.4f} of step {self.state.kept_step}"
+                f"without a better {self.dev.metric} than {top.mean:.4f}"
             )
 
     def _measured(self) -> Measured:
@@ -540,7 +537,7 @@ class _Loop:
         checkpoint.load_average(self.checkpoints, self.state.recent, self._bare())
         measured = self._measured()
         assert self.state.kept
-        kept = keeping.stands(measured, self.state.kept)
+        kept = keeping.average_takes(measured, self.state.kept, served=self.dev.watch == "served")
         told = {"averaged_dev": {self.dev.metric: measured.mean}, "average": len(self.state.recent)}
         self.log.write({"step": self.state.step, **told, "kept": kept, **self._told(measured)})
         return measured.mean if kept else None

@@ -123,14 +123,14 @@ class Training(Section):
     dev: DevSection | None = Field(default_factory=DevSection, description="what training watches; null: nothing")
     keep: Literal["best", "last"] = Field(
         "best",
-        description="the best checkpoint on dev (of served orders that are nearly equal, the better reranker), or the "
-        "last step",
+        description="the best checkpoint on dev (of a served order: the last that dev is not sure is worse than one "
+        "before), or the last step",
     )
     average: int = Field(
         0,
         ge=0,
-        description="also try the mean of the weights of the last so many dev evaluations; kept unless dev is sure "
-        "that the best checkpoint is better; 0: no",
+        description="also try the mean of the weights of the last so many dev evaluations; kept only where dev ranks "
+        "better, and of a served order is sure of it; 0: no",
     )
     checkpoints: int = Field(4, ge=1, description="resumable checkpoints an epoch")
     seed: int | None = Field(None, ge=0, description="default: the experiment's")

@@ -1,11 +1,11 @@
-"""Which of a training's weights are kept: the better reranker among all that dev does not put clearly below the best.
+"""Which of a training's weights are kept, by what dev says of each.
 
 In: the metric of every dev query, in the order that is watched and in the model's own. Out: whether weights take the
-place of those that were kept. It does not know what the watched order is, nor where weights lie.
+place of those that were kept. It does not know how an order is made, nor where weights lie.
 
-A served order moves little while a model learns: on a few dozen queries its best is chosen by luck, often among the
-first steps, while the own order of a model tells steps apart. Where the own order is what is watched, this is the
-highest mean. A mean of several weights is no lucky one among them, so it stands unless dev is sure that it is worse.
+Where the model's own order is watched, the highest mean is kept. A served order moves little while a model learns: on a
+few dozen queries its highest is luck, often that of the base, whose served order is the retriever's. There, later
+weights have learnt more: they take the place of earlier ones unless dev is sure that they are worse, in either order.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from rankwright.toolbox import stats
 HAIR = 1e-9
 """Means that differ by less are equal."""
 ERROR = 0.1
-"""Of the test that says that an average is worse, in either order."""
+"""Of the test by which dev is sure."""
 
 
 @dataclass(frozen=True)
@@ -41,27 +41,27 @@ class Measured:
         return float(np.mean(self.own))
 
 
-def higher(new: Measured, best: Measured) -> Measured:
-    """The one with the higher mean; of equals, the one that was there."""
-    return new if new.mean > best.mean + HAIR else best
+def higher(new: Measured, top: Measured) -> bool:
+    """Whether the watched mean is higher."""
+    return new.mean > top.mean + HAIR
 
 
-def takes(new: Measured, kept: Measured, best: Measured) -> bool:
-    """Whether `new` takes the place of `kept`; `best` has the highest mean of all so far, the new one included."""
-    if clearly_below(new, best):
-        return False
-    return clearly_below(kept, best) or new.alone > kept.alone + HAIR
+def takes(new: Measured, kept: Measured, top: Measured, *, served: bool) -> bool:
+    """Whether later weights take the place of those kept; `top` has the highest mean so far.
+
+    Neither may be surely better than the new ones, so that many small steps down lead no further than one.
+    """
+    return not any(_surely(before, new) for before in (kept, top)) if served else higher(new, kept)
 
 
-def stands(average: Measured, kept: Measured) -> bool:
-    """Whether an average of weights is kept: dev is not sure that the kept ones are better, in either order."""
-    return not any(
-        stats.surely_positive(np.array(better) - np.array(worse), error=ERROR, draws=2000)
-        for better, worse in ((kept.values, average.values), (kept.own, average.own))
+def average_takes(average: Measured, kept: Measured, *, served: bool) -> bool:
+    """Whether a mean of several weights takes the place of those kept: of a served order, where dev is sure of it."""
+    return _surely(average, kept) and not _surely(kept, average) if served else higher(average, kept)
+
+
+def _surely(better: Measured, worse: Measured) -> bool:
+    """Whether dev is sure that one is better, in either order."""
+    return any(
+        stats.surely_positive(np.array(one) - np.array(other), error=ERROR, draws=2000)
+        for one, other in ((better.values, worse.values), (better.own, worse.own))
     )
-
-
-def clearly_below(one: Measured, best: Measured) -> bool:
-    """Whether its mean is lower by more than a standard error of the paired differences."""
-    behind = np.array(best.values) - np.array(one.values)
-    return bool(behind.mean() > behind.std() / np.sqrt(len(behind)) + HAIR)
