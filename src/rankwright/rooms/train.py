@@ -1,8 +1,8 @@
 """Groups -> a fine-tuned cross-encoder: a plain loop that watches a ranking metric and can be killed.
 
 In: groups, a base model, the dev queries' own candidates. Out: a model folder, a log, and what happened.
-While it trains it keeps the weights that dev prefers (`keeping`; the untrained base counts, so a training that surely
-does only harm gives the base back), stops early, and falls back when the scores collapse; at the end it may try the
+While it trains it keeps the weights that dev prefers (`keeping`; the untrained base counts, so a training that
+harms for sure gives the base back), stops early, and falls back when the scores collapse; at the end it may try the
 mean of the last weights. It does not know where groups come from, how arms are compared, or what any dataset is.
 """
 
