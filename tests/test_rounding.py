@@ -146,7 +146,7 @@ def test_adapters_stay_plain_and_their_bases_round():
 
 needs_openvino = pytest.mark.skipif(not openvino.available(), reason="OpenVINO is not installed")
 HAS_INT8_PRODUCTS = torch.cpu._is_vnni_supported()
-"""Without them the backend rounds weights alone, and its products are of floats."""
+"""With them the backend rounds activations too. Without, weights alone; but AVX2 has such products as well, untold."""
 
 
 @needs_openvino
@@ -162,14 +162,15 @@ def test_a_layer_rounds_as_the_int8_backend_does(inputs, outputs):
     openvino._round_weights(graph)
     expected = ov.Core().compile_model(graph, "CPU", openvino._options("int8", 1))([given.numpy()])[0]
     plain = layer(given).detach().numpy()
-    if HAS_INT8_PRODUCTS:
-        rounding.switch(layer, on=True)
-        found = layer(given).detach().numpy()
-    else:
-        weight = layer.weight.detach()
-        found = (given @ (rounding.rounded(weight, inputs) if outputs >= INT8_ROWS else weight).T).numpy()
+    weight = layer.weight.detach()
+    weights_alone = (given @ (rounding.rounded(weight, inputs) if outputs >= INT8_ROWS else weight).T).numpy()
+    rounding.switch(layer, on=True)
+    both = layer(given).detach().numpy()
     # A tie may fall to the other side: the mean hardly feels it.
-    assert np.abs(found - expected).mean() < 0.02 * np.abs(plain - expected).mean() + 1e-6
+    limit = 0.02 * np.abs(plain - expected).mean() + 1e-6
+    assert any(
+        np.abs(found - expected).mean() < limit for found in [both, weights_alone][: 1 + (not HAS_INT8_PRODUCTS)]
+    )
 
 
 @needs_openvino
