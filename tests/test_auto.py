@@ -764,3 +764,24 @@ def test_pairs_that_a_sample_leaves_out_are_not_counted_as_trained(tiny_encoder,
     section = auto(budget="10m", sample={"positives": 1, "negatives": 3}, batch=2)
     found = training_pairs_per_second(made_case(), section, str(tiny_encoder), tmp_path / "pace")
     assert found == pytest.approx(2 * 4)
+
+
+def test_of_slow_steps_fewer_are_timed(tiny_encoder, tmp_path, monkeypatch):
+    ends = []
+
+    def clock():
+        ends.append(10.0 * len(ends))
+        return ends[-1]
+
+    monkeypatch.setattr("rankwright.auto.pace.time", SimpleNamespace(perf_counter=clock))
+    section = auto(budget="10m", sample={"positives": 1, "negatives": 3}, batch=2)
+    found = training_pairs_per_second(made_case(), section, str(tiny_encoder), tmp_path / "pace")
+    assert found == pytest.approx(2 * 4 / 10)
+    assert len(ends) == 4
+    assert not (tmp_path / "pace").exists()
+
+
+def test_a_base_whose_configuration_cannot_be_read_is_named(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "no such family"}')
+    with pytest.raises(ModelError, match="cannot read the base"):
+        basing.learning_rate(Training(recipe="auto"), str(tmp_path))

@@ -77,3 +77,8 @@ def problems_error(problems: Sequence[str], what: str, *, hint: str | None = Non
     examples = "".join(f"\n  - {problem}" for problem in problems[:shown])
     rest = f"\n  … and {len(problems) - shown} more" if len(problems) > shown else ""
     return DataError(f"{len(problems)} {what}:{examples}{rest}", hint=hint)
+
+
+def first_line(error: BaseException) -> str:
+    """What another library's exception says, in one line of at most 200 characters; its type where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -19,6 +19,7 @@ from rankwright.auto.purse import MOST_EPOCHS
 from rankwright.auto.recipes import Facts, Recipe, distillation
 from rankwright.auto.record import Record, surely
 from rankwright.auto.trials import Result, Trials
+from rankwright.errors import ModelError, first_line
 from rankwright.sections import Training
 from rankwright.toolbox.model import has_head
 from rankwright.toolbox.schedule import count_pairs
@@ -44,12 +45,21 @@ def references(section: Training) -> list[str]:
 
 
 def learning_rate(section: Training, reference: str) -> float:
-    """The peak learning rate of steps of 8 queries: the one that is written, else by size; small models bear more."""
+    """The peak learning rate of steps of 8 queries: the one that is written, else by size; small models bear more.
+
+    Raises:
+        ModelError: the base's configuration cannot be read.
+    """
     if "learning_rate" in section.model_fields_set:
         return section.learning_rate
     from transformers import AutoConfig
 
-    return 1e-4 if int(getattr(AutoConfig.from_pretrained(locate(reference)), "hidden_size", 768)) <= 512 else 2e-5
+    folder = locate(reference)
+    try:
+        config = AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"cannot read the base {reference!r}: {first_line(error)}", where=str(folder)) from error
+    return 1e-4 if int(getattr(config, "hidden_size", 768)) <= 512 else 2e-5
 
 
 @dataclass

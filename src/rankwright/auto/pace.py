@@ -2,11 +2,13 @@
 
 In: a Case, a training, and a base. Out: one number. The steps are those of the first recipe with little data: few
 queries each, a query's best candidates as its group; labels and weights do not matter to the time, so a plain encoder
-gets a new head. Loading, and the first steps, do not count. It does not know budgets.
+gets a new head. Loading, and the first steps, do not count; where a step is slow, fewer are made, since they are paid
+for out of the budget. It does not know budgets.
 """
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
 from itertools import islice, pairwise
@@ -25,6 +27,12 @@ from rankwright.toolbox.weights import locate
 
 STEPS, UNCOUNTED = 14, 4
 """Steps that are made, and how many of them, the first, only warm up."""
+FEWEST, ENOUGH = 4, 20.0
+"""Seconds after the first step that are enough, once so many steps are made: a large base must not eat its budget."""
+
+
+class _EnoughError(Exception):
+    """The steps have taken long enough to tell."""
 
 
 def training_pairs_per_second(case: Case, section: Training, base: str, folder: Path) -> float:
@@ -43,14 +51,21 @@ def training_pairs_per_second(case: Case, section: Training, base: str, folder: 
     bench = Workbench(folder, case.device, case.cache, case.seed, "pace")
     shutil.rmtree(folder, ignore_errors=True)  # steps made before a kill were timed by nobody
     ends: list[float] = []
-    hook = register_optimizer_step_post_hook(lambda *_: ends.append(time.perf_counter()))
+
+    def ended(*_: object) -> None:
+        ends.append(time.perf_counter())
+        if len(ends) >= FEWEST and ends[-1] - ends[0] >= ENOUGH:
+            raise _EnoughError
+
+    hook = register_optimizer_step_post_hook(ended)
     try:
-        with silenced():
+        with silenced(), contextlib.suppress(_EnoughError):
             train(groups, timed, base=locate(base), dev=None, bench=bench)
     finally:
         hook.remove()
         shutil.rmtree(folder, ignore_errors=True)
-    each = float(np.median([end - start for start, end in pairwise(ends[UNCOUNTED - 1 :])]))
+    first_counted = min(UNCOUNTED - 1, len(ends) // 2 - 1)
+    each = float(np.median([end - start for start, end in pairwise(ends[first_counted:])]))
     pairs = count_pairs(groups, timed.sample) / len(groups) * min(step, len(groups))
     return pairs / max(each, 1e-6)
 

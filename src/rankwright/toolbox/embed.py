@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rankwright.core import content_hash
-from rankwright.errors import ModelError
+from rankwright.errors import ModelError, first_line
 from rankwright.toolbox import weights
 from rankwright.toolbox.device import choose_device
 from rankwright.toolbox.progress import bar, say
@@ -128,9 +128,8 @@ def load_encoder(folder: Path, reference: str, device: str) -> SentenceTransform
                 model_kwargs={"dtype": torch.float32},
             )
     except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise ModelError(
-            f"cannot load the encoder {reference!r}: {reason}",
+            f"cannot load the encoder {reference!r}: {first_line(error)}",
             where=str(folder),
             hint="give a folder that sentence_transformers.SentenceTransformer(folder) loads, or `offline`",
         ) from error

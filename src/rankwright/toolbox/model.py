@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rankwright.errors import ModelError
+from rankwright.errors import ModelError, first_line
 from rankwright.toolbox import engine
 from rankwright.toolbox.device import choose_device
 from rankwright.toolbox.engine import guard
@@ -99,7 +99,7 @@ class Reranker:
                 )
         except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
             raise ModelError(
-                f"cannot load the model: {_first_line(error)}", where=str(folder), hint="fetch or save it again, whole"
+                f"cannot load the model: {first_line(error)}", where=str(folder), hint="fetch or save it again, whole"
             ) from error
         _refuse_missing(sorted(found["missing_keys"]), model, folder, new_head=seed is not None)
         longest = engine.longest_input(model.config, tokenizer)
@@ -285,7 +285,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(file.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
-        raise ModelError(f"cannot be read: {_first_line(error)}", where=str(file), hint="delete it") from None
+        raise ModelError(f"cannot be read: {first_line(error)}", where=str(file), hint="delete it") from None
 
 
 def has_head(folder: Path) -> bool:
@@ -299,7 +299,7 @@ def has_head(folder: Path) -> bool:
         config: dict[str, Any] = dict(json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise ModelError(
-            f"not a model folder: {_first_line(error)}",
+            f"not a model folder: {first_line(error)}",
             where=str(file),
             hint="a model folder holds config.json, model.safetensors and a tokenizer",
         ) from None
@@ -379,7 +379,3 @@ def _tidy_tokenizer(folder: Path, source: Path, longest: int) -> None:
     for name in _ALONGSIDE:
         if (source / name).exists() and not (folder / name).exists():
             shutil.copyfile(source / name, folder / name)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

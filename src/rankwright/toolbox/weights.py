@@ -12,7 +12,7 @@ import hashlib
 from pathlib import Path
 from typing import cast
 
-from rankwright.errors import MissingExtraError, ModelError
+from rankwright.errors import MissingExtraError, ModelError, first_line
 
 OFFLINE = "offline"
 OFFLINE_ID = "sentence-transformers/all-MiniLM-L6-v2"
@@ -104,11 +104,7 @@ def _download(reference: str) -> Path:
     try:
         return Path(snapshot_download(reference, allow_patterns=[*_MODEL_FILES, "1_Pooling/*"]))
     except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
-        message = f"no model {reference!r}: neither a folder here nor on the hub ({_first_line(error)})"
+        message = f"no model {reference!r}: neither a folder here nor on the hub ({first_line(error)})"
         raise ModelError(message, hint=local) from None
     except (errors.LocalEntryNotFoundError, http_error, OSError) as error:
-        raise ModelError(f"cannot reach the hub for {reference!r} ({_first_line(error)})", hint=local) from None
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+        raise ModelError(f"cannot reach the hub for {reference!r} ({first_line(error)})", hint=local) from None

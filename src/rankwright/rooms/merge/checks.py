@@ -14,7 +14,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from rankwright.errors import ArtefactError, ModelError
+from rankwright.errors import ArtefactError, ModelError, first_line
 from rankwright.rooms.merge import heads
 from rankwright.rooms.merge.report import listed
 from rankwright.toolbox.tensors import Form, Weights, in_order
@@ -237,6 +237,5 @@ def _tokens(folder: Path) -> list[tuple[int, str]]:
 
             vocabulary = AutoTokenizer.from_pretrained(folder, local_files_only=True).get_vocab()
     except Exception as error:  # the Rust library raises bare Exceptions
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"cannot load the tokenizer: {reason}", where=str(folder)) from None
+        raise ModelError(f"cannot load the tokenizer: {first_line(error)}", where=str(folder)) from None
     return sorted((number, token) for token, number in vocabulary.items())

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, cast
 
-from rankwright.errors import DataError
+from rankwright.errors import DataError, first_line
 from rankwright.toolbox.formats.rows import Numbered, build, parse
 from rankwright.toolbox.formats.source import Notes, Source, Splits
 
@@ -40,9 +40,8 @@ def _load(name: str, config: str | None) -> Mapping[str, Any]:
     try:
         loaded = datasets.load_dataset(name, config)
     except (OSError, ValueError, http_error, datasets.exceptions.DatasetsError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         hint = "without network: save the splits as Parquet or JSONL in a folder and use rows:FOLDER"
-        raise DataError(f"cannot load the data set {name!r} ({reason})", hint=hint) from None
+        raise DataError(f"cannot load the data set {name!r} ({first_line(error)})", hint=hint) from None
     if not isinstance(loaded, Mapping):
         raise DataError(f"the data set {name!r} has no splits", hint="save them to a folder and use rows:FOLDER")
     return loaded
