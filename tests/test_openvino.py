@@ -198,6 +198,20 @@ def test_the_questions_about_the_machine_have_answers():
     assert openvino.available() is True
     assert openvino.bf16_supported() in (True, False)
     assert openvino.bf16_pays() in (True, False)
+    assert openvino.int8_pays() in (True, False)
+
+
+def test_a_precision_that_is_no_faster_does_not_pay_and_is_measured_once(tmp_path, monkeypatch):
+    seconds = {"fp32": 3.0, "bf16": 3.1, "int8": 1.5}
+    asked = []
+    monkeypatch.setattr(openvino, "_product_seconds", lambda precision: asked.append(precision) or seconds[precision])
+    monkeypatch.setattr(openvino, "bf16_supported", lambda: True)
+    openvino._gain.cache_clear()
+    for _ in range(2):
+        assert not openvino.bf16_pays(tmp_path)
+        assert openvino.int8_pays(tmp_path)
+        openvino._gain.cache_clear()
+    assert asked == ["fp32", "bf16", "fp32", "int8"]
 
 
 def test_nothing_is_reported_to_the_makers_of_openvino(tmp_path):

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from functools import cache as remembered
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 Precision = Literal["fp32", "bf16", "int8", "int8+bf16"]
 
 _WORTH_IT = 1.1
-"""So many times faster bf16 must be, to be a way of its own."""
+"""So many times faster than fp32 a precision must be, to be a way of its own."""
 _PROBE = (256, 768, 3072)
 
 
@@ -69,14 +70,22 @@ def bf16_pays(cache: Path | None = None) -> bool:
     """
     if not bf16_supported():
         return False
-    return measured(cache, f"openvino {_openvino().get_version()}", _bf16_gain) >= _WORTH_IT
+    return measured(cache, f"openvino {_openvino().get_version()}", partial(_gain, "bf16")) >= _WORTH_IT
+
+
+def int8_pays(cache: Path | None = None) -> bool:
+    """The same for int8. A CPU without products of int8 numbers (VNNI, AMX) turns the weights into floats each time.
+
+    Never raises, of an installation that is `available`.
+    """
+    return measured(cache, f"openvino {_openvino().get_version()} int8", partial(_gain, "int8")) >= _WORTH_IT
 
 
 @remembered
-def _bf16_gain() -> float:
-    """How many times faster a product is in bf16 than in fp32; 0 where it cannot be tried."""
+def _gain(precision: Precision) -> float:
+    """How many times faster a product is than in fp32; 0 where it cannot be tried."""
     try:
-        return _product_seconds("f32") / _product_seconds("bf16")
+        return _product_seconds("fp32") / _product_seconds(precision)
     except Exception:  # as above
         return 0.0
 
@@ -161,7 +170,7 @@ def _openvino() -> Any:
     return importlib.import_module("openvino")
 
 
-def _product_seconds(hint: str) -> float:
+def _product_seconds(precision: Precision) -> float:
     """Seconds of one product of the size `_PROBE`, the best of a few."""
     ov = _openvino()
     op = _openvino().opset13
@@ -170,8 +179,9 @@ def _product_seconds(hint: str) -> float:
     values = np.random.default_rng(0).standard_normal((rows + outer, inner)).astype(np.float32)
     given = op.parameter([rows, inner], np.float32)
     graph = ov.Model([op.matmul(given, op.constant(values[rows:]), False, True)], [given], "probe")
-    options = {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": 1}
-    request = ov.Core().compile_model(graph, "CPU", options).create_infer_request()
+    if precision.startswith("int8"):
+        _round_weights(graph)
+    request = ov.Core().compile_model(graph, "CPU", _options(precision, threads=1)).create_infer_request()
     seconds = []
     for _ in range(8):
         started = time.perf_counter()
