@@ -68,9 +68,7 @@ def bf16_pays(cache: Path | None = None) -> bool:
     Tried once a process, in a fraction of a second; with a `cache` folder, once. Without AMX some processors do bf16 no
     faster than fp32, and the conversions come on top. Never raises.
     """
-    if not bf16_supported():
-        return False
-    return measured(cache, f"openvino {_openvino().get_version()}", partial(_gain, "bf16")) >= _WORTH_IT
+    return bf16_supported() and _pays("bf16", cache)
 
 
 def int8_pays(cache: Path | None = None) -> bool:
@@ -78,7 +76,12 @@ def int8_pays(cache: Path | None = None) -> bool:
 
     Never raises, of an installation that is `available`.
     """
-    return measured(cache, f"openvino {_openvino().get_version()} int8", partial(_gain, "int8")) >= _WORTH_IT
+    return _pays("int8", cache)
+
+
+def _pays(precision: Precision, cache: Path | None) -> bool:
+    what = f"openvino {_openvino().get_version()} {precision}"
+    return measured(cache, what, partial(_gain, precision)) >= _WORTH_IT
 
 
 @remembered
