@@ -151,8 +151,8 @@ def test_steps_are_as_small_as_the_data_ask_for_whatever_the_budget(untrained, m
 
 def test_without_a_better_rival_the_first_recipe_stays(untrained, tmp_path):
     found = search(made_case(), "one", auto(budget="100000 pairs", base="reranker"), tmp_path)
-    assert any(reason.startswith("recipe: mixed, listwise + kl (the first stays") for reason in found.reasons)
-    assert found.trainings["one"]["loss"] == {"listwise": 1.0, "kl": 1.0}
+    assert any(reason.startswith("recipe: mixed, listwise + 0.3 kl (the first stays") for reason in found.reasons)
+    assert found.trainings["one"]["loss"] == {"listwise": 1.0, "kl": 0.3}
     assert found.trainings["one"]["base"] == "reranker"
 
 
@@ -261,7 +261,7 @@ def test_when_every_rival_fails_the_first_recipe_stays(untrained, monkeypatch, t
     seen = []
     monkeypatch.setattr(trying, "train", failing(ModelError("no"), lambda section: bool(seen), seen))
     found = search(made_case(), "one", auto(budget="30000 pairs", base="reranker"), tmp_path)
-    assert "recipe: mixed, listwise + kl; no rival could be trained" in found.reasons
+    assert "recipe: mixed, listwise + 0.3 kl; no rival could be trained" in found.reasons
     assert "one" in found.trainings
 
 
@@ -722,7 +722,65 @@ def test_recipes_are_named_by_what_they_are():
     assert (start.name, start.why) == ("mixed, listwise + 0.5 bce", "labels alone")
     names = [one.name for one in rivals(start, facts, auto(loss={"listwise": 1.0, "bce": 0.5}))]
     assert "both orders" in names
-    assert not {"no kl", "kl 3", "bce + kl"} & set(names)
+    assert not {"no kl", "kl 1", "kl 3", "bce"} & set(names)
+
+
+def labelled(rate, queries=60):
+    """Queries with 50 candidates each, five of them relevant and far above the others; a share of those is labelled."""
+    rng, documents, rankings, labels = np.random.default_rng(0), {}, {}, {}
+    for number in range(queries):
+        ids = [f"d{number}-{place}" for place in range(50)]
+        documents |= {one: f"text of {one}" for one in ids}
+        scores = rng.normal(size=50) + np.where(np.arange(50) < 5, 9.0, 0.0)
+        rankings[f"q{number}"] = dict(zip(ids, scores.tolist(), strict=True))
+        labels[f"q{number}"] = {one: 1 for one in ids[:5] if rng.random() < rate} or {ids[0]: 1}
+    return Collection(documents, {query: query for query in labels}, {"train": labels}), Run.from_scores(rankings)
+
+
+@pytest.mark.parametrize(("rate", "hold"), [(1.0, 0.1), (0.5, 0.3), (0.25, 0.4)])
+def test_the_first_recipe_holds_on_to_the_retriever_as_the_labels_have_holes(rate, hold):
+    """Of the ten first, five are relevant: with half of them labelled, 2.5 of the other 7.5 are holes."""
+    facts = Facts.of(*labelled(rate))
+    assert facts.hold == hold
+    start = first("dense", facts, auto(), 1e-4)
+    assert start.training.loss == {"listwise": 1.0, "kl": hold}
+    weights = {one.name: one.training.loss.get("kl", 0.0) for one in rivals(start, facts, auto())}
+    assert (weights["no kl"], weights["kl 1"], weights["kl 3"], weights["lambda"]) == (0.0, 1.0, 3.0, hold)
+
+
+def test_judged_candidates_and_copies_of_relevant_ones_are_no_holes():
+    collection, run = labelled(0.5)
+    judged = {
+        query: {**dict.fromkeys(run.documents(query), 0), **labels}
+        for query, labels in collection.qrels["train"].items()
+    }
+    assert Facts.of(dataclasses.replace(collection, qrels={"train": judged}), run).doubt == 0
+    texts = {
+        one: text if int(one.split("-")[1]) >= 5 else one.split("-")[0] for one, text in collection.documents.items()
+    }
+    assert Facts.of(dataclasses.replace(collection, documents=texts), run).doubt < 0.01
+
+
+def test_too_few_labels_to_tell_their_holes_hold_on_to_the_retriever(untrained, tmp_path):
+    facts = Facts.of(*labelled(0.5, queries=5))
+    assert np.isnan(facts.doubt)
+    assert first("dense", facts, auto(), 1e-4).training.loss == {"listwise": 1.0, "kl": 1.0}
+    assert np.isnan(Facts.of(labelled(0.5)[0], Run()).doubt)
+    case = made_case()
+    few = dict(list(case.collection.qrels["train"].items())[:5])
+    case = dataclasses.replace(
+        case, collection=dataclasses.replace(case.collection, qrels={**case.collection.qrels, "train": few})
+    )
+    reasons = search(case, "one", auto(budget="3000 pairs", base="reranker"), tmp_path).reasons
+    assert "kl 1: too few labelled candidates to tell whether the labels have holes" in reasons
+
+
+def test_a_written_loss_is_the_first_recipe_whatever_the_labels(untrained, tmp_path):
+    found = search(
+        made_case(), "one", auto(budget="3000 pairs", base="reranker", loss={"bce": 1.0, "kl": 2.0}), tmp_path
+    )
+    assert found.trainings["one"]["loss"] == {"bce": 1.0, "kl": 2.0}
+    assert "kl 2: as it is written" in found.reasons
 
 
 def test_texts_without_spaces_are_of_one_kind_by_their_characters():
@@ -736,7 +794,7 @@ def test_graded_labels_and_other_retrievers_have_rivals_of_their_own():
     facts = Facts(spread=1.0, symmetric=False, graded=True)
     start = first("hybrid", facts, auto(), 1e-4)
     names = [one.name for one in rivals(start, facts, auto(), {"dense": 0.06})]
-    assert names.index("lambda + kl") == 1
+    assert names.index("lambda") == 1
     (dense,) = [one for one in rivals(start, facts, auto(), {"dense": 0.06}) if one.name == "from dense"]
     assert (dense.mine.candidates, dense.training.kl_temperature) == ("dense", 0.06)
 

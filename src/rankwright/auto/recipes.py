@@ -3,9 +3,10 @@
 In: facts of the collection (how far the teacher's scores spread, whether both sides are of one kind). Out: Recipes,
 each a mine section and a training without its base, its pairs and its dev. It trains nothing.
 
-The first recipe learns from all positives and from mixed negatives, and holds on to the retriever's own order by a
-listwise KL of equal weight, unless a loss is written: where labels have holes, that is what keeps a mined, unlabelled,
-relevant document from being pushed down. A rival is named by what it changes.
+The first recipe learns from all positives and from mixed negatives. Unless a loss is written, it also holds on to the
+retriever's own order, by a listwise KL as strong as the labels have holes: that is what keeps a mined, unlabelled,
+relevant document from being pushed down, and where labels are complete it only keeps a model from learning. A rival is
+named by what it changes.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from rankwright.core import Collection, Run
+from rankwright.core import Collection, Run, relevant
 from rankwright.sections import LossName, MineSection, Training
+from rankwright.toolbox import holes
 
 FILTER: Mapping[str, Any] = {"drop_above": 0.95, "filter_against": "max"}
 """The keys of a mine section that set doubtful candidates aside, and no more than these."""
@@ -48,28 +50,46 @@ class Recipe:
 class Facts:
     """What the recipes depend on, read from train alone; and of how many of its queries groups are mined.
 
-    `spread` is the median over queries of the standard deviation of the teacher's scores of a query's candidates, in
-    the teacher's unit; `symmetric` says that queries and documents are texts of one kind, `graded` that labels tell
-    more than relevant or not. `queries` is None for all of them.
+    `spread` is how far the teacher's scores of a query's candidates lie apart, in its unit (see the function);
+    `symmetric` says that queries and documents are texts of one kind, `graded` that labels tell more than relevant or
+    not; `doubt` is how likely an unlabelled candidate of the first TOP ranks is relevant, on average (NaN: too few
+    labels to tell). `queries` is None for all of them.
     """
 
     spread: float
     symmetric: bool
     graded: bool
+    doubt: float = float("nan")
     queries: int | None = None
 
     @classmethod
     def of(cls, collection: Collection, run: Run) -> Facts:
         """Facts of a collection and of the teacher's run for its training queries."""
-        spreads = [np.std([score for _, score in hits]) for hits in run.rankings.values() if len(hits) > 1]
         grades = {grade for labels in collection.qrels["train"].values() for grade in labels.values() if grade > 0}
         return cls(
-            spread=max(float(np.median(spreads)) if spreads else 1.0, 1e-6),
+            spread=spread(run),
             symmetric=_symmetric(collection),
             graded=len(grades) > 1,
+            doubt=_doubt(collection, run),
         )
 
+    @property
+    def hold(self) -> float:
+        """The weight of the KL to the retriever's order beside the labels: `doubt` in tenths, 1 where it is unknown.
 
+        A tenth at least, which steadies short trainings. (Train queries held out, doubts of .01, .04 and .42: blended,
+        weights of 0, 0.3 and 1 ranked pubmedqa .9376, .9350, .9348; selqa .8895, .8916, .8912; and 0, 0.4 and 1
+        seealso .5399, .5423, .5401.)
+        """
+        return 1.0 if math.isnan(self.doubt) else max(LEAST_HOLD, round(self.doubt, 1))
+
+
+TOP, WINDOW = 10, 50
+"""Ranks that are asked how many relevant documents are unlabelled there, and those that the estimate is made from."""
+LEAST_HOLD = 0.1
+"""Of the KL's weight."""
+SAMPLE = 1000
+"""Queries or texts that are enough for a mean."""
 NEGATIVES, RANDOM = 5, 3
 """Of each group: mined ones and random ones."""
 ENOUGH = 1000
@@ -91,7 +111,7 @@ def first(candidates: str, facts: Facts, given: Training, rate: float, pairs: fl
     mine = MineSection(candidates=candidates, queries=facts.queries, drop_above=None, **counts)
     width = 2 + NEGATIVES + RANDOM
     training = {
-        "loss": {"listwise": 1.0, "kl": 1.0},
+        "loss": {"listwise": 1.0, "kl": facts.hold},
         "kl_temperature": facts.spread,
         **_pace(given, rate, pairs / width),
     }
@@ -153,14 +173,15 @@ def rivals(start: Recipe, facts: Facts, given: Training, others: Mapping[str, fl
     found = [
         start.but("no kl", "labels that are complete", loss={"listwise": 1.0}),
         start.but("holes weighed", "mined negatives count by how surely they are none", {"holes": "weigh"}),
+        start.but("kl 1", "labels with more holes than it seems", loss={"listwise": 1.0, "kl": 1.0}),
         start.but("kl 3", "a retriever that is hard to beat", loss={"listwise": 1.0, "kl": 3.0}),
         start.but("twice the rate", "a model that has far to go", learning_rate=2 * rate),
         start.but("hard, filtered", "complete labels, strong retriever", {"negatives": 8, "random": 0, **FILTER}),
         start.but("medium ranks", "false negatives at the top only", {"window": (10, 100)}),
         start.but("random negatives", "easy negatives: no false ones among them", {"negatives": 0, "random": 8}),
         start.but("half the rate", "a model that is nearly there", learning_rate=rate / 2),
-        start.but(_LAMBDA, "the top ranks, and graded labels", loss={"lambda": 1.0, "kl": 1.0}),
-        start.but("bce + kl", "one threshold for all queries", loss={"bce": 1.0, "kl": 1.0}),
+        start.but(_LAMBDA, "the top ranks, and graded labels", loss={"lambda": 1.0, "kl": facts.hold}),
+        start.but("bce", "one threshold for all queries", loss={"bce": 1.0, "kl": facts.hold}),
     ]
     found += [
         start.but(f"from {name}", "another retriever's negatives", {"candidates": name}, kl_temperature=spread)
@@ -175,7 +196,7 @@ def rivals(start: Recipe, facts: Facts, given: Training, others: Mapping[str, fl
     return [one for one in own if (one.mine, one.training) != (start.mine, start.training)]
 
 
-_LAMBDA = "lambda + kl"
+_LAMBDA = "lambda"
 _OF_A_SEARCH = {"recipe", "budget", "bases", "base"}
 """Keys that say how a recipe is searched, and are no part of one."""
 
@@ -185,6 +206,37 @@ def _with(given: Training, values: dict[str, Any], *, forced: bool = False) -> T
     own = {key: getattr(given, key) for key in given.model_fields_set - _OF_A_SEARCH}
     merged = {**own, **values} if forced else {**values, **own}
     return Training(**{**merged, "dev": None, "keep": "last"})
+
+
+def _doubt(collection: Collection, run: Run) -> float:
+    """How likely an unlabelled candidate of the first TOP ranks is relevant, on average, by `toolbox.holes`.
+
+    Candidates judged not relevant and copies of relevant ones are no holes: their case is known. NaN where too few
+    relevant candidates are labelled.
+    """
+    scores, labelled, ranks = [], [], []
+    texts, qrels = collection.documents, collection.qrels["train"]
+    for query in _some([query for query, hits in run.rankings.items() if hits and relevant(qrels.get(query, {}))]):
+        judged, hits = qrels[query], run.rankings[query][:WINDOW]
+        copies = {texts[document] for document in relevant(judged)}
+        standard = holes.standardised(np.array([score for _, score in hits]))
+        for rank, ((document, _), score) in enumerate(zip(hits, standard, strict=True)):
+            positive = judged.get(document, 0) > 0
+            if positive or (document not in judged and texts[document] not in copies):
+                scores.append(score)
+                labelled.append(positive)
+                ranks.append(rank)
+    if sum(labelled) < holes.ENOUGH:
+        return float("nan")
+    labels = np.array(labelled)
+    asked = ~labels & (np.array(ranks) < TOP)
+    return float(1 - holes.weights(np.array(scores), labels)[asked].mean()) if asked.any() else 0.0
+
+
+def spread(run: Run) -> float:
+    """The median over queries of the standard deviation of a query's scores; 1 where there are none."""
+    spreads = [np.std([score for _, score in hits]) for hits in run.rankings.values() if len(hits) > 1]
+    return max(float(np.median(spreads)) if spreads else 1.0, 1e-6)
 
 
 def _symmetric(collection: Collection) -> bool:
@@ -199,10 +251,15 @@ def _symmetric(collection: Collection) -> bool:
     return 2 / 3 <= ratio <= 3 / 2 and len(asked) < 0.05 * len(queries)
 
 
-def _length(texts: Sequence[str], sample: int = 1000) -> float:
+def _length(texts: Sequence[str]) -> float:
     """The mean length of some of them, in characters."""
-    some = texts[:: max(1, len(texts) // sample)]
+    some = _some(texts)
     return float(np.mean([len(text) for text in some])) if some else 0.0
+
+
+def _some(all_of_them: Sequence[str]) -> Sequence[str]:
+    """Every n-th of them, about SAMPLE."""
+    return all_of_them[:: max(1, len(all_of_them) // SAMPLE)]
 
 
 def _loss(terms: Mapping[LossName, float]) -> str:

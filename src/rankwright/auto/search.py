@@ -21,7 +21,7 @@ from rankwright.auto.bases import Base, Bases, learning_rate, references
 from rankwright.auto.case import Case
 from rankwright.auto.pace import training_pairs_per_second
 from rankwright.auto.purse import MOST_EPOCHS, SEARCH_SHARE, Purse, purse
-from rankwright.auto.recipes import FILTER, Facts, Recipe, first, most_queries, rivals
+from rankwright.auto.recipes import FILTER, TOP, Facts, Recipe, first, most_queries, rivals, spread
 from rankwright.auto.record import Record, beyond, shown, surely
 from rankwright.auto.trials import Result, Trials
 from rankwright.core import relevant
@@ -118,6 +118,7 @@ class _Search:
         base = Bases(self.case, self.section, self.facts, self.trials, self.record).choose()
         rate = learning_rate(self.section, base.reference)
         start = self._first(rate)
+        self.record.reasons.append(self._held(start))
         chosen, result = self._halve(start, base)
         again = self._second_round(chosen, result, base) if result else None
         trainings = self._written(chosen, base, again)
@@ -131,6 +132,15 @@ class _Search:
         most = MOST_EPOCHS * count_pairs(self.trials.groups(found.mine), found.training.sample)
         pairs = min(self.purse.total * (1 - SEARCH_SHARE), most)
         return first(self.case.served, self.facts, self.section, rate, pairs)
+
+    def _held(self, start: Recipe) -> str:
+        """Why the first recipe holds on to the retriever's order as strongly as it does."""
+        hold, doubt = start.training.loss.get("kl", 0.0), self.facts.doubt
+        if "loss" in self.section.model_fields_set:
+            return f"kl {hold:g}: as it is written"
+        if np.isnan(doubt):
+            return f"kl {hold:g}: too few labelled candidates to tell whether the labels have holes"
+        return f"kl {hold:g}: an unlabelled candidate of the first {TOP} is relevant with an estimated p of {doubt:.2f}"
 
     # ---------------------------------------------------------------------------------------------------------- budget
 
@@ -197,11 +207,7 @@ class _Search:
 
     def _others(self) -> dict[str, float]:
         """The retrievers beside the served one, and how far their scores spread."""
-        return {
-            name: Facts.of(self.case.collection, run).spread
-            for name, run in self.case.runs.items()
-            if name != self.case.served
-        }
+        return {name: spread(run) for name, run in self.case.runs.items() if name != self.case.served}
 
     def _rungs(self, count: int, each: int) -> float:
         """What two rungs cost: so many trainings of `each` pairs, then some of them of twice that; dev asked each."""
