@@ -185,7 +185,7 @@ def test_where_the_served_order_does_not_move_the_models_own_order_tells_rivals_
 
     def score(model, pairs):
         trained = dict(untrained).get(model.parent.name)
-        sign = 1.0 if trained is not None and trained.loss == {"listwise": 1.0} else -1.0
+        sign = 1.0 if trained is not None and trained.loss == {"listwise": 1.0, "kl": 1.0} else -1.0
         wanted = {
             (case.collection.queries[query], case.collection.documents[document])
             for query, found in case.collection.qrels["dev"].items()
@@ -199,8 +199,8 @@ def test_where_the_served_order_does_not_move_the_models_own_order_tells_rivals_
     monkeypatch.setattr(trying.DevSet, "choose", as_retrieved)
     case = made_case(score)
     found = search(case, "one", auto(budget="100000 pairs", base="reranker"), tmp_path)
-    assert found.trainings["one"]["loss"] == {"listwise": 1.0}
-    assert any(reason.startswith("recipe: no kl (") and "its own order is better" in reason for reason in found.reasons)
+    assert found.trainings["one"]["loss"] == {"listwise": 1.0, "kl": 1.0}
+    assert any(reason.startswith("recipe: kl 1 (") and "its own order is better" in reason for reason in found.reasons)
 
 
 def test_a_second_round_that_dev_prefers_is_written_as_two_trainings(untrained, monkeypatch, tmp_path):
@@ -247,14 +247,14 @@ def failing(error, wanted, trained):
 
 def test_a_rival_that_cannot_be_trained_is_dropped_and_the_reason_told(untrained, monkeypatch, tmp_path):
     error = ModelError("the weights are not finite any more")
-    monkeypatch.setattr(trying, "train", failing(error, lambda section: section.loss == {"listwise": 1.0}, []))
+    monkeypatch.setattr(trying, "train", failing(error, lambda section: section.loss["kl"] == 1.0, []))
     found = search(made_case(), "one", auto(budget="100000 pairs", base="reranker"), tmp_path)
-    (row,) = [row for row in found.table if row["name"] == "no kl"]
+    (row,) = [row for row in found.table if row["name"] == "kl 1"]
     assert row["note"] == "dropped: the weights are not finite any more"
     assert [row[key] for key in ("mean", "weight", "gain", "low", "high")] == [None] * 5
     assert "one" in found.trainings
     (line,) = [line for line in found.lines() if "not finite" in line]
-    assert line.split()[:5] == ["no", "kl", f"{row['pairs']:,}", "–", "–"]
+    assert line.split()[:5] == ["kl", "1", f"{row['pairs']:,}", "–", "–"]
 
 
 def test_when_every_rival_fails_the_first_recipe_stays(untrained, monkeypatch, tmp_path):
@@ -722,7 +722,7 @@ def test_recipes_are_named_by_what_they_are():
     assert (start.name, start.why) == ("mixed, listwise + 0.5 bce", "labels alone")
     names = [one.name for one in rivals(start, facts, auto(loss={"listwise": 1.0, "bce": 0.5}))]
     assert "both orders" in names
-    assert not {"no kl", "kl 1", "kl 3", "bce"} & set(names)
+    assert not {"no kl", "kl 3", "bce"} & set(names)
 
 
 def labelled(rate, queries=60):
@@ -745,7 +745,8 @@ def test_the_first_recipe_holds_on_to_the_retriever_as_the_labels_have_holes(rat
     start = first("dense", facts, auto(), 1e-4)
     assert start.training.loss == {"listwise": 1.0, "kl": hold}
     weights = {one.name: one.training.loss.get("kl", 0.0) for one in rivals(start, facts, auto())}
-    assert (weights["no kl"], weights["kl 1"], weights["kl 3"], weights["lambda"]) == (0.0, 1.0, 3.0, hold)
+    assert (weights["kl 1"], weights["kl 3"], weights["lambda"]) == (1.0, 3.0, hold)
+    assert "no kl" not in weights
 
 
 def test_judged_candidates_and_copies_of_relevant_ones_are_no_holes():
@@ -764,7 +765,9 @@ def test_judged_candidates_and_copies_of_relevant_ones_are_no_holes():
 def test_too_few_labels_to_tell_their_holes_hold_on_to_the_retriever(untrained, tmp_path):
     facts = Facts.of(*labelled(0.5, queries=5))
     assert np.isnan(facts.doubt)
-    assert first("dense", facts, auto(), 1e-4).training.loss == {"listwise": 1.0, "kl": 1.0}
+    start = first("dense", facts, auto(), 1e-4)
+    assert start.training.loss == {"listwise": 1.0, "kl": 1.0}
+    assert rivals(start, facts, auto())[0].name == "no kl"
     assert np.isnan(Facts.of(labelled(0.5)[0], Run()).doubt)
     case = made_case()
     few = dict(list(case.collection.qrels["train"].items())[:5])

@@ -171,9 +171,8 @@ def rivals(start: Recipe, facts: Facts, given: Training, others: Mapping[str, fl
     """
     rate = start.training.learning_rate
     found = [
-        start.but("no kl", "labels that are complete", loss={"listwise": 1.0}),
+        _other_hold(start, facts.hold),
         start.but("holes weighed", "mined negatives count by how surely they are none", {"holes": "weigh"}),
-        start.but("kl 1", "labels with more holes than it seems", loss={"listwise": 1.0, "kl": 1.0}),
         start.but("kl 3", "a retriever that is hard to beat", loss={"listwise": 1.0, "kl": 3.0}),
         start.but("twice the rate", "a model that has far to go", learning_rate=2 * rate),
         start.but("hard, filtered", "complete labels, strong retriever", {"negatives": 8, "random": 0, **FILTER}),
@@ -194,6 +193,13 @@ def rivals(start: Recipe, facts: Facts, given: Training, others: Mapping[str, fl
     fixed = given.model_fields_set - _OF_A_SEARCH
     own = [one for one in found if all(getattr(one.training, key) == getattr(start.training, key) for key in fixed)]
     return [one for one in own if (one.mine, one.training) != (start.mine, start.training)]
+
+
+def _other_hold(start: Recipe, hold: float) -> Recipe:
+    """The weight of the KL on the other side, in case that the labels' holes are not what they seem."""
+    if hold < 0.5:
+        return start.but("kl 1", "labels with more holes than it seems", loss={"listwise": 1.0, "kl": 1.0})
+    return start.but("no kl", "labels that are more complete than it seems", loss={"listwise": 1.0})
 
 
 _LAMBDA = "lambda"
