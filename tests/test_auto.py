@@ -737,7 +737,7 @@ def labelled(rate, queries=60):
     return Collection(documents, {query: query for query in labels}, {"train": labels}), Run.from_scores(rankings)
 
 
-@pytest.mark.parametrize(("rate", "hold"), [(1.0, 0.1), (0.5, 0.3), (0.25, 0.4)])
+@pytest.mark.parametrize(("rate", "hold"), [(1.0, 0.3), (0.5, 0.3), (0.25, 0.4), (0.15, 0.4)])
 def test_the_first_recipe_holds_on_to_the_retriever_as_the_labels_have_holes(rate, hold):
     """Of the ten first, five are relevant: with half of them labelled, 2.5 of the other 7.5 are holes."""
     facts = Facts.of(*labelled(rate))

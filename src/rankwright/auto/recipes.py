@@ -5,8 +5,8 @@ each a mine section and a training without its base, its pairs and its dev. It t
 
 The first recipe learns from all positives and from mixed negatives. Unless a loss is written, it also holds on to the
 retriever's own order, by a listwise KL as strong as the labels have holes: that is what keeps a mined, unlabelled,
-relevant document from being pushed down, and where labels are complete it only keeps a model from learning. A rival is
-named by what it changes.
+relevant document from being pushed down, and where labels are complete, much of it keeps a model from learning. A rival
+is named by what it changes.
 """
 
 from __future__ import annotations
@@ -77,16 +77,16 @@ class Facts:
     def hold(self) -> float:
         """The weight of the KL to the retriever's order beside the labels: `doubt` in tenths, 1 where it is unknown.
 
-        A tenth at least, which steadies short trainings. (Train queries held out, doubts of .01, .04 and .42: blended,
-        weights of 0, 0.3 and 1 ranked pubmedqa .9376, .9350, .9348; selqa .8895, .8916, .8912; and 0, 0.4 and 1
-        seealso .5399, .5423, .5401.)
+        LEAST_HOLD at least: the retriever's order also teaches a short training. (Train queries held out, blended; at
+        doubts of .01, .04 and .07, weights of 0 and 0.3 ranked pubmedqa .9376 and .9350, selqa .8895 and .8916, scifact
+        .7369 and .7420, which alone is beyond chance; at .42, weights of 0, 0.4 and 1 seealso .5399, .5423, .5401.)
         """
         return 1.0 if math.isnan(self.doubt) else max(LEAST_HOLD, round(self.doubt, 1))
 
 
 TOP, WINDOW = 10, 50
 """Ranks that are asked how many relevant documents are unlabelled there, and those that the estimate is made from."""
-LEAST_HOLD = 0.1
+LEAST_HOLD = 0.3
 """Of the KL's weight."""
 SAMPLE = 1000
 """Queries or texts that are enough for a mean."""
