@@ -153,6 +153,7 @@ def test_without_a_better_rival_the_first_recipe_stays(untrained, tmp_path):
     found = search(made_case(), "one", auto(budget="100000 pairs", base="reranker"), tmp_path)
     assert any(reason.startswith("recipe: mixed, listwise + 0.3 kl (the first stays") for reason in found.reasons)
     assert found.trainings["one"]["loss"] == {"listwise": 1.0, "kl": 0.3}
+    assert any(reason.startswith("kl 0.3: an unlabelled candidate of the first 10") for reason in found.reasons)
     assert found.trainings["one"]["base"] == "reranker"
 
 
@@ -747,6 +748,12 @@ def test_the_first_recipe_holds_on_to_the_retriever_as_the_labels_have_holes(rat
     weights = {one.name: one.training.loss.get("kl", 0.0) for one in rivals(start, facts, auto())}
     assert (weights["kl 1"], weights["kl 3"], weights["lambda"]) == (1.0, 3.0, hold)
     assert "no kl" not in weights
+
+
+def test_a_search_says_where_the_weight_is_the_least(untrained, monkeypatch, tmp_path):
+    monkeypatch.setattr("rankwright.auto.recipes._doubt", lambda collection, run: 0.01)
+    found = search(made_case(), "one", auto(budget="3000 pairs", base="reranker"), tmp_path)
+    assert any(reason.startswith("kl 0.3: 0.3 is the least, and") for reason in found.reasons)
 
 
 def test_judged_candidates_and_copies_of_relevant_ones_are_no_holes():

@@ -78,7 +78,7 @@ class Facts:
         """The weight of the KL to the retriever's order beside the labels: `doubt` in tenths, 1 where it is unknown.
 
         LEAST_HOLD at least: the retriever's order also teaches a short training. (Train queries held out, blended; at
-        doubts of .01, .04 and .07, weights of 0 and 0.3 ranked pubmedqa .9376 and .9350, selqa .8895 and .8916, scifact
+        doubts of .01, .04 and .06, weights of 0 and 0.3 ranked pubmedqa .9376 and .9350, selqa .8895 and .8916, scifact
         .7369 and .7420, which alone is beyond chance; at .42, weights of 0, 0.4 and 1 seealso .5399, .5423, .5401.)
         """
         return 1.0 if math.isnan(self.doubt) else max(LEAST_HOLD, round(self.doubt, 1))

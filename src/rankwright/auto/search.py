@@ -21,7 +21,7 @@ from rankwright.auto.bases import Base, Bases, learning_rate, references
 from rankwright.auto.case import Case
 from rankwright.auto.pace import training_pairs_per_second
 from rankwright.auto.purse import MOST_EPOCHS, SEARCH_SHARE, Purse, purse
-from rankwright.auto.recipes import FILTER, TOP, Facts, Recipe, first, most_queries, rivals, spread
+from rankwright.auto.recipes import FILTER, LEAST_HOLD, TOP, Facts, Recipe, first, most_queries, rivals, spread
 from rankwright.auto.record import Record, beyond, shown, surely
 from rankwright.auto.trials import Result, Trials
 from rankwright.core import relevant
@@ -140,7 +140,10 @@ class _Search:
             return f"kl {hold:g}: as it is written"
         if np.isnan(doubt):
             return f"kl {hold:g}: too few labelled candidates to tell whether the labels have holes"
-        return f"kl {hold:g}: an unlabelled candidate of the first {TOP} is relevant with an estimated p of {doubt:.2f}"
+        least = f"{hold:g} is the least, and " if round(doubt, 1) < LEAST_HOLD else ""
+        return (
+            f"kl {hold:g}: {least}an unlabelled candidate of the first {TOP} is relevant with p {doubt:.2f} (estimated)"
+        )
 
     # ---------------------------------------------------------------------------------------------------------- budget
 
