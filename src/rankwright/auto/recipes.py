@@ -220,22 +220,23 @@ def _doubt(collection: Collection, run: Run) -> float:
     Candidates judged not relevant and copies of relevant ones are no holes: their case is known. NaN where too few
     relevant candidates are labelled.
     """
-    scores, labelled, ranks = [], [], []
+    scores: list[float] = []
+    labelled: list[bool] = []
+    first: list[bool] = []
     texts, qrels = collection.documents, collection.qrels["train"]
     for query in _some([query for query, hits in run.rankings.items() if hits and relevant(qrels.get(query, {}))]):
-        judged, hits = qrels[query], run.rankings[query][:WINDOW]
-        copies = {texts[document] for document in relevant(judged)}
-        standard = holes.standardised(np.array([score for _, score in hits]))
-        for rank, ((document, _), score) in enumerate(zip(hits, standard, strict=True)):
-            positive = judged.get(document, 0) > 0
-            if positive or (document not in judged and texts[document] not in copies):
-                scores.append(score)
-                labelled.append(positive)
-                ranks.append(rank)
+        hits = dict(run.rankings[query][:WINDOW])
+        same = {texts[document] for document in relevant(qrels[query])}
+        copies = {document for document in hits if texts[document] in same}
+        top = set(list(hits)[:TOP])
+        for document, score, positive in holes.telling(hits, qrels[query], copies):
+            scores.append(score)
+            labelled.append(positive)
+            first.append(document in top)
     if sum(labelled) < holes.ENOUGH:
         return float("nan")
     labels = np.array(labelled)
-    asked = ~labels & (np.array(ranks) < TOP)
+    asked = ~labels & np.array(first)
     return float(1 - holes.weights(np.array(scores), labels)[asked].mean()) if asked.any() else 0.0
 
 

@@ -254,15 +254,12 @@ def _weighed(sources: _Sources, windows: Mapping[str, _Window], mined: Mined) ->
         texts = {sources.texts[document]: document for document in relevant(judged)}
         if not texts:
             continue
-        scored = [d for d, score in window.scores.items() if np.isfinite(score) and not sources.barred(query, d)]
-        standard = holes.standardised(np.array([window.scores[document] for document in scored]))
-        for document, value in zip(scored, standard.tolist(), strict=True):
-            positive = judged.get(document, 0) > 0
-            # Neither candidates judged not relevant nor copies of relevant ones are holes: their case is known.
-            if positive or (document not in judged and not sources.reason(query, document, texts)):
-                places.append((query, document))
-                parts.append(value)
-                labelled.append(positive)
+        scored = {d: s for d, s in window.scores.items() if np.isfinite(s) and not sources.barred(query, d)}
+        known = {document for document in scored if sources.reason(query, document, texts)}
+        for document, value, positive in holes.telling(scored, judged, known):
+            places.append((query, document))
+            parts.append(value)
+            labelled.append(positive)
     weights = holes.weights(np.array(parts, dtype=np.float64), np.array(labelled, dtype=np.bool_))
     if sum(labelled) < holes.ENOUGH:
         told = f"holes not weighed: {sum(labelled)} labelled positives stand in the windows"

@@ -1,7 +1,7 @@
 """Holes in labels: how likely an unlabelled candidate is relevant and was only never judged.
 
-In: scores of candidates, comparable between queries, and which of them are labelled relevant. Out: how much each
-counts as a negative, 0 to 1. It does not know queries, documents, or who scored.
+In: scores of candidates, comparable between queries, and which of them are labelled relevant (`telling` reads both off
+a query's labels). Out: how much each counts as a negative, 0 to 1. It does not know any text, or who scored.
 
 The estimate is Elkan and Noto's (2008, "Learning classifiers from only positive and unlabeled data"). The labelled
 are taken as a sample of the relevant, drawn at the same rate c at every score. Then, for an unlabelled candidate,
@@ -13,6 +13,8 @@ relevant from the others; where the two overlap it comes out too low, and p too 
 """
 
 from __future__ import annotations
+
+from collections.abc import Container, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +33,22 @@ def standardised(scores: NDArray[np.floating]) -> NDArray[np.float64]:
         return np.zeros(len(values))
     centred: NDArray[np.float64] = values - values.mean()
     return centred / spread
+
+
+def telling(
+    scores: Mapping[str, float], judged: Mapping[str, int], known: Container[str]
+) -> list[tuple[str, float, bool]]:
+    """Of one query's scored candidates those that tell about holes: id, z-score among all, labelled relevant or not.
+
+    Left out are candidates whose case is known though they are not labelled relevant: those judged otherwise (`judged`
+    is id -> grade), and those in `known`, such as copies of relevant ones.
+    """
+    standard = standardised(np.array(list(scores.values()))).tolist()
+    return [
+        (document, value, judged.get(document, 0) > 0)
+        for document, value in zip(scores, standard, strict=True)
+        if judged.get(document, 0) > 0 or (document not in judged and document not in known)
+    ]
 
 
 def weights(scores: NDArray[np.float64], labelled: NDArray[np.bool_]) -> NDArray[np.float64]:
