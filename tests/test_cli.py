@@ -435,7 +435,7 @@ def test_a_finished_run_is_diagnosed_by_its_folder(rankwright, finished_copy):
     assert "reranked minus retrieved, as served: " in out
     assert " is left: the model itself" in out
     told = json.loads(rankwright("diagnose", finished_copy / "tiny", "--json")[1])
-    assert len(told["findings"]) == 16
+    assert len(told["findings"]) == 17
 
 
 def test_a_run_and_files_together_are_refused(rankwright, finished_copy):

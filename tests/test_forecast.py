@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 import rankwright.forecast as forecasting
@@ -254,3 +256,20 @@ def test_longer_texts_mean_more_tokens(tiny_encoder):
     assert documents == 5  # [CLS] red apple 7 [SEP]
     assert shapes._typical_tokens(tokenizer, 64, pairs=True) == 10
     assert shapes._typical_tokens(tokenizer, 6, pairs=True) == 6
+
+
+def test_a_model_that_cannot_read_the_texts_is_told_of_beside_its_work(tiny_reranker):
+    foreign = dataclasses.replace(COLLECTION, documents=dict.fromkeys(COLLECTION.documents, "政府宣布改革"))
+    given = experiment(model=str(tiny_reranker), rerank={"depth": 5, "precision": "exact"})
+    stages = [line for line in forecast(given, foreign) if line.stage.startswith(("retrieve", "train", "rerank base"))]
+    assert len(stages) == 3
+    assert all("cannot read 100% of these texts" in line.warning for line in stages)
+    assert not any(line.warning for line in forecast(given, COLLECTION))
+
+
+def test_a_search_for_a_time_tells_of_what_its_base_cannot_read(tiny_reranker):
+    foreign = dataclasses.replace(COLLECTION, documents=dict.fromkeys(COLLECTION.documents, "政府宣布改革"))
+    given = experiment(train_all={"finetuned": {"recipe": "auto", "budget": "90s", "base": str(tiny_reranker)}})
+    line = next(line for line in forecast(given, foreign) if line.stage.startswith("recipe"))
+    assert "cannot read" in line.warning
+    assert line.note == "the budget"

@@ -71,7 +71,7 @@ def test_a_run_leaves_every_rooms_box_in_a_format_that_the_field_reads(finished)
         kept = json.loads((run / model / "model/rankwright.json").read_text())
         served = {word: blends[arm][word] for word in ("weight", "depth", "normalisation")}
         assert kept["blend"] == {**served, "both_orders": False, "max_length": 512}
-    assert len(json.loads((run / "diagnose/findings.json").read_text())["findings"]) == 16
+    assert len(json.loads((run / "diagnose/findings.json").read_text())["findings"]) == 17
     verdict = json.loads((run / "verdict/verdict.json").read_text())
     assert verdict["slug"] in ("ship", "blend", "keep", "inconclusive")
     assert (verdict["general"] in ("kept", "lost")) == (verdict["arm"] != "base")  # the base is as general as itself

@@ -1266,3 +1266,11 @@ def test_the_card_names_the_model_that_it_goes_back_to(still, tmp_path):
     card = (trained.model / "README.md").read_text()
     assert 'base_model: "some/model"' in card
     assert "trained by rankwright from `some/model`" in card
+
+
+def test_a_base_that_cannot_read_the_texts_is_told_of(lively_encoder, tmp_path):
+    foreign = [replace(group, query="政府宣布改革") for group in groups(4)]
+    notes = run(foreign, section(max_steps=1), lively_encoder, tmp_path / "foreign").notes
+    assert any("cannot read 100%" in note for note in notes)
+    notes = run(groups(4), section(max_steps=1), lively_encoder, tmp_path / "known").notes
+    assert not any("cannot read" in note for note in notes)

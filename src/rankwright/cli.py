@@ -35,7 +35,7 @@ ROOM_HELP = {
     "general": "Rerank a collection of another kind: what did fine-tuning forget?",
     "evaluate": "Measure every arm, with intervals and paired tests.",
     "rag": "Say what the order does to answers: context metrics; with an endpoint, RAGAS.",
-    "diagnose": "Say why reranking hurts: checks H1 to H15, and where the gap comes from.",
+    "diagnose": "Say why reranking hurts: checks H1 to H16, and where the gap comes from.",
     "verdict": "Say whether to SHIP, BLEND, KEEP RETRIEVAL, or that it is INCONCLUSIVE.",
     "report": "Write the HTML page.",
     "score": "Score any number of (query, document) pairs by a model, into shards.",
@@ -304,7 +304,7 @@ def diagnose(
     runs: Runs = _RUNS,
     as_json: AsJson = False,
 ) -> None:
-    """Say why reranking hurts: checks H1 to H15, and where the gap to retrieval comes from.
+    """Say why reranking hurts: checks H1 to H16, and where the gap to retrieval comes from.
 
     On an experiment, earlier rooms are walked first where they must be. On files of your own, no model is needed:
     rankwright diagnose --candidates bm25.run --reranked mine.run --qrels qrels.txt --queries q.tsv --corpus c.tsv
@@ -521,13 +521,18 @@ def _show_plan(outcomes: list[Outcome], *, as_json: bool) -> None:
 
 
 def _print_work(work: list[Any]) -> None:
+    width = max((len(line.stage) for line in work), default=0)
     for line in work:
         seconds = "?" if line.seconds is None else _duration(line.seconds)
         memory = "" if line.gigabytes is None else f"{line.gigabytes:.1f} GB"
-        _print(f"{line.stage:<22} {line.amount:>12,} {line.unit:<14} {seconds:>8} {memory:>8}  {line.note}".rstrip())
+        _print(
+            f"{line.stage:<{width}} {line.amount:>12,} {line.unit:<14} {seconds:>8} {memory:>8}  {line.note}".rstrip()
+        )
     known = [line.seconds for line in work if line.seconds is not None]
     missing = ", without what cannot be timed" if len(known) < len(work) else ""
     _print("", f"about {_duration(sum(known))} in all{missing}; rough: within a factor of two on an idle machine")
+    for warning in dict.fromkeys(line.warning for line in work if line.warning):
+        _print("", warning)
 
 
 def _duration(seconds: float) -> str:

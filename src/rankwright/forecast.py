@@ -22,6 +22,7 @@ from rankwright.sections import BUDGET, DenseRetriever, Experiment, MineSection,
 from rankwright.toolbox import engine
 from rankwright.toolbox.device import choose_device
 from rankwright.toolbox.engine.forward import TOKEN_BUDGET
+from rankwright.toolbox.legible import complaint
 from rankwright.toolbox.schedule import PASSES, count_steps, epoch_steps
 from rankwright.toolbox.weights import locate
 
@@ -32,7 +33,10 @@ _HEAPS = 0.5
 
 @dataclass(frozen=True)
 class Work:
-    """One line of the forecast. `seconds` and `gigabytes` are None where they cannot be told, and `note` says why."""
+    """One line of the forecast. `seconds` and `gigabytes` are None where they cannot be told, and `note` says why.
+
+    `warning` is what speaks against the stage's model; the same for all stages of one model.
+    """
 
     stage: str
     amount: int
@@ -40,6 +44,7 @@ class Work:
     seconds: float | None = None
     gigabytes: float | None = None
     note: str = ""
+    warning: str = ""
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,8 @@ class _Shape:
     unused: int
     """Of them, rows of the word embedding that the texts do not use: they are not trained."""
     activations: float
+    illegible: str = ""
+    """What there is to say of texts that it cannot read."""
 
 
 def forecast(experiment: Experiment, collection: Collection, plan: Plan | None = None) -> list[Work]:
@@ -119,7 +126,8 @@ def _search_work(name: str, section: Training, shapes: _Shapes) -> Work:
     if unit == "pairs":
         return max(works, key=lambda work: work.gigabytes or 0.0)
     memory = max((work.gigabytes for work in works if work.gigabytes is not None), default=None)
-    return Work(stage, round(amount), "seconds at most", amount, memory, "the budget")
+    warning = "; ".join(dict.fromkeys(work.warning for work in works if work.warning))
+    return Work(stage, round(amount), "seconds at most", amount, memory, "the budget", warning)
 
 
 def _sweep_work(experiment: Experiment, collection: Collection, plan: Plan, shapes: _Shapes) -> Work:
@@ -197,7 +205,8 @@ class _Shapes:
         shape = self._of(model, longest, pairs=unit.startswith("pairs"))
         if isinstance(shape, str):
             return Work(stage, amount, unit, note=shape)
-        return Work(stage, amount, unit, amount / shape.per_second, shape.parameters * 4 / 1e9 + 0.5)
+        gigabytes = shape.parameters * 4 / 1e9 + 0.5
+        return Work(stage, amount, unit, amount / shape.per_second, gigabytes, warning=shape.illegible)
 
     def training(self, stage: str, pairs: int, dev_pairs: float, model: Model, section: Training) -> Work:
         shape = self._of(model, section.max_length, pairs=True)
@@ -209,7 +218,7 @@ class _Shapes:
         states = held * 4 * (1 + 3 * trained)  # weights; gradients and AdamW's two moments
         kept = 0.2 if section.gradient_checkpointing else 1.0
         activations = shape.activations * 4 * kept * pairs / max(1, math.ceil(pairs / (section.batch * 10)))
-        return Work(stage, pairs, "pairs", seconds, (states + activations) / 1e9 + 0.5)
+        return Work(stage, pairs, "pairs", seconds, (states + activations) / 1e9 + 0.5, warning=shape.illegible)
 
     def _of(self, model: Model, longest: int, *, pairs: bool) -> _Shape | str:
         key = (model.name, pairs, longest)
@@ -245,13 +254,16 @@ class _Shapes:
         layers, hidden = int(shape.num_hidden_layers), int(shape.hidden_size)
         table = model.get_input_embeddings().weight
         unused = round(table.numel() * (1 - self._share_used(tokenizer, len(table))))
-        return _Shape(count / min(times[1:]), model.num_parameters(), unused, 20.0 * layers * hidden * tokens)
+        kept = 20.0 * layers * hidden * tokens
+        sides = (list(texts.values()) for texts in (self.collection.documents, self.collection.queries))
+        illegible = complaint(reference, tokenizer, *sides)
+        return _Shape(count / min(times[1:]), model.num_parameters(), unused, kept, illegible)
 
     def _share_used(self, tokenizer: Any, vocabulary: int) -> float:
         """Which share of the vocabulary the documents use: of a sample, and as Heaps' law goes on from there."""
         texts = list(self.collection.documents.values())
         some = texts[:: max(1, len(texts) // _SAMPLE)]
-        different = len({id for ids in tokenizer(some)["input_ids"] for id in ids})
+        different = len({id for ids in tokenizer(some, verbose=False)["input_ids"] for id in ids})
         share: float = different * (len(texts) / len(some)) ** _HEAPS / vocabulary
         return min(1.0, share)
 
@@ -264,4 +276,4 @@ class _Shapes:
 
 def _mean_length(tokenizer: Any, texts: Sequence[str]) -> float:
     some = texts[:: max(1, len(texts) // _SAMPLE)]
-    return float(np.mean([len(ids) for ids in tokenizer(list(some))["input_ids"]]))
+    return float(np.mean([len(ids) for ids in tokenizer(list(some), verbose=False)["input_ids"]]))

@@ -25,7 +25,7 @@ from rankwright.rooms.verdict import Arm, preferred, verdict
 from rankwright.sections import Training
 from rankwright.toolbox.engine.guard import Decision
 from rankwright.toolbox.formats.content import file_content
-from rankwright.toolbox.scorer import pair_lengths, tokens_read
+from rankwright.toolbox.scorer import pair_lengths, tokens_read, unread_by
 from rankwright.toolbox.table import GeneralTable
 from rankwright.version import __version__
 from rankwright.workspace import MadeOf, write_json, write_text
@@ -180,6 +180,7 @@ class Judging:
             exact=partial(exact, what="diagnose, fp32") if decided and not decided.exact else None,
             retriever=self.site.pair_scorer(self.site.plan.rerank_from),
             tokens=pair_lengths(self.site.boxes.model(model)),
+            unread=unread_by(self.site.boxes.model(model)),
             max_length=tokens_read(self.site.boxes.model(model), rerank_section.max_length),
             sample=section.sample,
             resamples=section.resamples,

@@ -29,6 +29,7 @@ from rankwright.toolbox.engine.forward import TOKEN_BUDGET, forward_tokens
 from rankwright.toolbox.engine.pairs import Tokens
 from rankwright.toolbox.grouped import TextTokens, longest_draws, pad_groups, pairs_of
 from rankwright.toolbox.keeping import Measured
+from rankwright.toolbox.legible import complaint
 from rankwright.toolbox.model import Reranker
 from rankwright.toolbox.progress import bar, say
 from rankwright.toolbox.schedule import Schedule, count_pairs
@@ -188,6 +189,9 @@ class _Loop:
         pairs = [pair for turned in orders for pair in pairs_of(self.groups, [turned] * len(self.groups))]
         watched = self.dev.pairs if self.dev else []
         self.texts = TextTokens(self.reranker.tokenizer, self.reranker.max_length, [*pairs, *watched])
+        sides = map(list, zip(*pairs, strict=True))
+        if told := complaint(self.bench.base or self.base, self.reranker.tokenizer, *sides):
+            self._note(f"{self.bench.title}: {told}")
         self.pad_id = self.reranker.pad_id
         self.active = ActiveRows.of(self.reranker.model, self.texts.used(self.pad_id), self.reranker.source)
         self.reranker.shelve_tokenizer()  # no other text will be read

@@ -16,7 +16,7 @@ from rankwright.sections.words import (
 
 
 class DiagnoseSection(Section):
-    """Why does reranking hurt? The checks H1 to H15 and the ladder."""
+    """Why does reranking hurt? The checks H1 to H16 and the ladder."""
 
     arm: str | None = Field(None, description="the arm examined (default: finetuned, else the last trained one)")
     metric: str = Field("ndcg@10", description="whose gap the ladder explains")

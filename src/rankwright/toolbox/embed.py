@@ -21,6 +21,7 @@ from rankwright.core import content_hash
 from rankwright.errors import ModelError, first_line
 from rankwright.toolbox import weights
 from rankwright.toolbox.device import choose_device
+from rankwright.toolbox.legible import complaint
 from rankwright.toolbox.progress import bar, say
 from rankwright.toolbox.store import Rows, RowStore, content_keys, fill
 from rankwright.workspace import write_json
@@ -51,6 +52,7 @@ class Encoder:
         self._cache = cache
         self._batch_size = batch_size
         self._model: SentenceTransformer | None = None
+        self._looked = False
 
     def encode(
         self, texts: Sequence[str], *, prompt: str = "", max_tokens: int | None = None, what: str = "embeddings"
@@ -65,7 +67,9 @@ class Encoder:
         """
 
         def compute(positions: Sequence[int]) -> Rows:
-            return self._compute([texts[position] for position in positions], prompt, max_tokens)
+            chosen = [texts[position] for position in positions]
+            self._look(chosen)
+            return self._compute(chosen, prompt, max_tokens)
 
         if self._cache is None:
             rows = np.empty((len(texts), self._width()), dtype=np.float32)
@@ -92,11 +96,22 @@ class Encoder:
     def _width(self) -> int:
         return int(self._compute(["width"], "", None).shape[1])
 
-    def _compute(self, texts: Sequence[str], prompt: str, max_tokens: int | None) -> Rows:
+    def _loaded(self) -> SentenceTransformer:
         if self._model is None:
             self._model = load_encoder(self._folder, self.reference, self._device)
-        with _cut_at(self._model, max_tokens, self.reference):
-            rows = self._model.encode(
+        return self._model
+
+    def _look(self, texts: Sequence[str]) -> None:
+        """Say, once, that the texts cannot be read."""
+        told = None if self._looked else complaint(self.reference, self._loaded().tokenizer, texts)
+        self._looked = True
+        if told:
+            say(told)
+
+    def _compute(self, texts: Sequence[str], prompt: str, max_tokens: int | None) -> Rows:
+        model = self._loaded()
+        with _cut_at(model, max_tokens, self.reference):
+            rows = model.encode(
                 list(texts), prompt=prompt, batch_size=self._batch_size, show_progress_bar=False
             ).astype(np.float32, copy=False)
         if not np.isfinite(rows).all():

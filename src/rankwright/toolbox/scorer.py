@@ -29,6 +29,7 @@ from rankwright.toolbox.engine import guard
 from rankwright.toolbox.engine.choose import FP32, Step, backends, step
 from rankwright.toolbox.engine.guard import Decision, Labels, Pairs, Sample
 from rankwright.toolbox.engine.pairs import PairEncoder
+from rankwright.toolbox.legible import unread
 from rankwright.toolbox.model import Reranker, has_head
 from rankwright.toolbox.progress import bar, say
 from rankwright.toolbox.store import Keys, RowStore, content_keys, fill
@@ -239,6 +240,18 @@ def pair_lengths(reference: str | Path) -> Callable[[Sequence[tuple[str, str]]],
         return PairEncoder(AutoTokenizer.from_pretrained(folder), 512).lengths(pairs)
 
     return lengths
+
+
+def unread_by(reference: str | Path) -> Callable[[Sequence[str]], float]:
+    """A function that tells which share of some texts a model's own tokenizer cannot read, 0 to 1."""
+    folder = locate(str(reference))
+
+    def share(texts: Sequence[str]) -> float:
+        from transformers import AutoTokenizer
+
+        return unread(AutoTokenizer.from_pretrained(folder), texts)
+
+    return share
 
 
 def tokens_read(reference: str | Path, max_length: int) -> int:

@@ -1,4 +1,4 @@
-"""Why does reranking hurt? Every check H1 to H15 on one arm, in the order in which to read them, and the ladder.
+"""Why does reranking hurt? Every check H1 to H16 on one arm, in the order in which to read them, and the ladder.
 
 In: a Case of plain values. Out: a Diagnosis. It does not know the run folder, nor which model scores.
 """
@@ -20,15 +20,16 @@ from rankwright.rooms.diagnose.training import (
     closed_gap,
     easy_negatives,
     false_negatives,
+    illegible,
     overtrained,
     relevance,
 )
 
 CHECKS: tuple[Check, ...] = (
     *(relevance, asymmetry, easy_negatives, discarded, holes, duplicates, finds_itself, collisions),
-    *(too_deep, overtrained, false_negatives, ties, cut, nothing_to_win, too_few, leakage),
+    *(too_deep, overtrained, false_negatives, ties, cut, nothing_to_win, too_few, leakage, illegible),
 )
-"""H1, H1b, H2 … H15."""
+"""H1, H1b, H2 … H16."""
 
 _KINDS = ("cause", "serving", "measuring")
 

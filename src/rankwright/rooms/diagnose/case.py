@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from rankwright.core import Collection, Group, Qrels, Run
 from rankwright.toolbox import stats
+from rankwright.toolbox.legible import ILLEGIBLE
 from rankwright.toolbox.lists import Lists
 
 Values = NDArray[np.float64]
@@ -65,6 +66,8 @@ LIMITS: dict[str, Limit] = {
     "H15.queries": Limit("test queries that training has too, by text", "above", 0.0),
     "H15.near": Limit("test queries that training nearly has: same words", "above", 0.0),
     "H15.pairs": Limit("relevant test pairs that training has too, by text", "above", 0.0),
+    "H16.queries": Limit("share of the queries' letters that the tokenizer cannot read", "above", ILLEGIBLE),
+    "H16.documents": Limit("share of the documents' letters that the tokenizer cannot read", "above", ILLEGIBLE),
 }
 """Every threshold, as docs/diagnose.md lists them."""
 
@@ -138,7 +141,8 @@ class Case:
     queries may be empty); `train_run` the retriever's candidates for training queries; `groups` and `log` what the arm
     was trained on and what its training told; `chosen` what dev chose; `general` per-query values of a general
     collection before and after training. `score` and `retriever` score pairs, and so does `exact`, in fp32, where
-    `score` does not; `tokens` counts a pair's tokens, of which `max_length` are read.
+    `score` does not; `tokens` counts a pair's tokens, of which `max_length` are read; `unread` is the share of
+    some texts that its tokenizer cannot read.
     """
 
     retrieved: Run
@@ -157,6 +161,7 @@ class Case:
     exact: TextScorer | None = None
     retriever: PairScorer | None = None
     tokens: Callable[[Sequence[tuple[str, str]]], NDArray[np.int64]] | None = None
+    unread: Callable[[Sequence[str]], float] | None = None
     max_length: int = 512
     sample: int = 100
     resamples: int = 1000

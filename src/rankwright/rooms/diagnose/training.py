@@ -1,4 +1,4 @@
-"""The checks of model and training: H1, H1b, H2, H9 and H10, all causes.
+"""The checks of model and training: H1, H1b, H2, H9, H10 and H16, all causes.
 
 In: a Case. Out: one Finding each. What scores is handed in with the case; at most `case.sample` queries are scored.
 """
@@ -173,6 +173,28 @@ def _sample(case: Case, queries: Sequence[str]) -> list[str]:
         return list(queries)
     places = case.rng("sample").choice(len(queries), size=case.sample, replace=False)
     return [queries[place] for place in sorted(places.tolist())]
+
+
+def illegible(case: Case) -> Finding:
+    """H16: are queries and candidates written in a script that the model's tokenizer does not read?"""
+    finding = Finding("H16", "texts that the model cannot read", "cause")
+    if case.unread is None:
+        return replace(finding, lacks="a tokenizer")
+    queries = [case.collection.queries[query] for query in case.qrels if query in case.collection.queries]
+    ids = dict.fromkeys(d for query in case.qrels for d in case.retrieved.documents(query)[: case.depth])
+    documents = [case.collection.documents[document] for document in ids if document in case.collection.documents]
+    if not queries or not documents:
+        return replace(finding, lacks="texts of queries and documents")
+    numbers = (
+        Number("H16.queries", case.unread(queries)),
+        Number("H16.documents", case.unread(documents)),
+    )
+    reading = (
+        f"The tokenizer cannot read {numbers[0].value:.1%} of the queries' letters, and {numbers[1].value:.1%} of the "
+        f"candidates'."
+    )
+    remedy = "train: {finetuned: {base: …}}  # a model of the texts' language, or a multilingual one"
+    return told(finding, any(number.bad for number in numbers), numbers, reading, remedy)
 
 
 def _closed_pool(case: Case) -> list[_Pool]:
