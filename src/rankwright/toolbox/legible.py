@@ -43,7 +43,8 @@ def complaint(reference: str | Path, tokenizer: PreTrainedTokenizerBase, *sides:
     share = max(unread(tokenizer, texts) for texts in sides)
     if share <= ILLEGIBLE:
         return ""
-    return f"{reference} cannot read {share:.0%} of these texts (its tokenizer lacks the script): take a model of their language"
+    why = "its tokenizer lacks their script"
+    return f"{reference} cannot read {share:.0%} of these texts, for {why}: take a model of their language"
 
 
 def _counted(text: str, encoding: Encoding, unknown: int | None) -> tuple[int, int]:
