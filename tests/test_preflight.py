@@ -76,6 +76,18 @@ def test_a_cascade_without_an_exit(small, tmp_path):
     stops(small, tmp_path, ConfigError, "no arm's model has an exit head")
 
 
+@pytest.mark.parametrize("layer", [2, 7])
+def test_an_exit_after_layers_that_the_base_does_not_have(small, tmp_path, layer):
+    small["train"]["finetuned"]["exit"] = layer
+    stops(small, tmp_path, ConfigError, rf"train\.finetuned\.exit: {layer} is not between 1 and 1: .* 2 layers")
+
+
+def test_an_exit_of_a_base_whose_configuration_is_elsewhere_is_left_to_the_training(small, tmp_path):
+    small["train"] = {"finetuned": {**small["train"]["finetuned"], "base": "some/model", "exit": 7}}
+    small["rerank"] = {**small["rerank"], "arms": {"finetuned": "finetuned"}}
+    rankwright.run(small, runs=tmp_path, until="mine")
+
+
 def test_half_precision_without_a_gpu(small, tmp_path):
     small["train"]["finetuned"]["precision"] = "fp16"
     stops(small, tmp_path, ConfigError, r"train\.finetuned\.precision: fp16 needs a GPU")

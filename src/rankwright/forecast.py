@@ -94,7 +94,7 @@ def forecast(experiment: Experiment, collection: Collection, plan: Plan | None =
         lower = experiment.rerank.precision != "exact" and shapes.device == "cpu"
         note = "in fp32; int8, where it is as good, takes a third" if lower else ""
         for arm, model in plan.arms.items():
-            work = shapes.work(f"rerank {arm}", pairs, "pairs", _root(model, plan), longest)
+            work = shapes.work(f"rerank {arm}", pairs, "pairs", plan.root(model), longest)
             told.append(work if work.note else replace(work, note=note))
     return told
 
@@ -113,7 +113,7 @@ def _mining_work(
     if place in plan.filters:
         scored = _filter_pairs(collection, section, experiment.retrieve[plan.mine_from[place]].depth)
         scored *= 2 if experiment.rerank and experiment.rerank.both_orders else 1
-        told.append(shapes.work(f"{stage}, filter", scored, "pairs", _root(plan.filters[place], plan)))
+        told.append(shapes.work(f"{stage}, filter", scored, "pairs", plan.root(plan.filters[place])))
     return told
 
 
@@ -137,7 +137,7 @@ def _sweep_work(experiment: Experiment, collection: Collection, plan: Plan, shap
     trials = merge.steps + 3 + (len(merge.models) - 1 if len(merge.models) > 2 else 0)
     pairs = min(merge.queries, len(collection.qrels.get("dev", {}))) * merge.depth
     pairs += merge.queries * general.depth if general else 0
-    return shapes.work("merge, sweep", trials * pairs, "pairs at most", _root(plan.merged[-1], plan))
+    return shapes.work("merge, sweep", trials * pairs, "pairs at most", plan.root(plan.merged[-1]))
 
 
 def _training_work(name: str, experiment: Experiment, collection: Collection, plan: Plan, shapes: _Shapes) -> Work:
@@ -158,14 +158,7 @@ def _training_work(name: str, experiment: Experiment, collection: Collection, pl
     if section.dev:
         evaluations = 1 + section.dev.evaluations * max(1.0, steps / epoch)
         dev_passes = evaluations * min(section.dev.queries, len(collection.qrels.get("dev", {}))) * section.dev.depth
-    return shapes.training(f"train {name}", pairs, dev_passes, _root(plan.bases[name], plan), section)
-
-
-def _root(model: Model, plan: Plan) -> Model:
-    """The model from outside that a model comes from: it has the same shape."""
-    while model.kind != "outside":
-        model = plan.bases[model.name] if model.kind == "train" else plan.merged[0]
-    return model
+    return shapes.training(f"train {name}", pairs, dev_passes, plan.root(plan.bases[name]), section)
 
 
 def _queries(collection: Collection, mine: MineSection) -> int:

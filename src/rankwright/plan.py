@@ -113,6 +113,12 @@ class Plan:
             splits=tuple(dict.fromkeys(["train", *watched, split])),
         )
 
+    def root(self, model: Model) -> Model:
+        """The model from outside that a model comes from, by trainings and merges: it has the same shape."""
+        while model.kind != "outside":
+            model = self.bases[model.name] if model.kind == "train" else self.merged[0]
+        return model
+
 
 class _Names:
     def __init__(self, experiment: Experiment) -> None:

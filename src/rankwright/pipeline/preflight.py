@@ -7,7 +7,9 @@ the experiment's own is read.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -16,7 +18,7 @@ from rankwright.plan import BLENDED, RETRIEVAL, Model, Plan
 from rankwright.rooms.blend import FUSED, RRF
 from rankwright.sections import Experiment
 from rankwright.toolbox.device import choose_device
-from rankwright.toolbox.exits import ExitHead
+from rankwright.toolbox.exits import ExitHead, refuse_layer
 from rankwright.toolbox.formats import refuse_absent, trec
 from rankwright.toolbox.formats.answers import read_answers
 from rankwright.toolbox.model import has_head
@@ -47,6 +49,7 @@ class Preflight:
         experiment = self.experiment
         if self.wants("train"):
             self._precisions()
+            self._exits()
         if experiment.rerank and self.wants("rerank"):
             self._arms()
             self._cascade()
@@ -84,6 +87,18 @@ class Preflight:
                 continue
             if choose_device(self.experiment.device) == "cpu":
                 raise ConfigError(f"train.{name}.precision: fp16 needs a GPU", hint="precision: auto")
+
+    def _exits(self) -> None:
+        """An exit head's layer, where the base's configuration lies here; else the training will say it."""
+        for name, training in self.experiment.train.items():
+            if training.exit is None or self.made(f"train/{name}"):
+                continue
+            place = seen(self.plan.root(self.plan.bases[name]).name)
+            if place is None:
+                continue
+            with contextlib.suppress(OSError, ValueError):
+                if layers := json.loads((place / "config.json").read_bytes()).get("num_hidden_layers"):
+                    refuse_layer(training.exit, int(layers), f"train.{name}.exit")
 
     def _measured(self) -> None:
         section, plan = self.experiment.evaluate, self.plan

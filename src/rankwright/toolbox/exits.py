@@ -74,7 +74,11 @@ def check(model: Any, layer: int, key: str) -> None:
         kind = type(packed.bare(model)).__name__
         families = ", ".join(name.removesuffix("ForSequenceClassification") for name in packed.FAMILIES)
         raise ConfigError(f"{key}: {kind} cannot stop after some layers", hint=f"leave it out; {families} can")
-    layers = int(packed.bare(model).config.num_hidden_layers)
+    refuse_layer(layer, int(packed.bare(model).config.num_hidden_layers), key)
+
+
+def refuse_layer(layer: int, layers: int, key: str) -> None:
+    """Raise a ConfigError, which names the `key`, where a model of so many layers has none to leave out after one."""
     if not 1 <= layer < layers:
         raise ConfigError(f"{key}: {layer} is not between 1 and {layers - 1}: the model has {layers} layers")
 
