@@ -104,7 +104,11 @@ class Bases:
         from transformers import AutoTokenizer
 
         sides = (list(texts.values()) for texts in (self.case.collection.documents, self.case.collection.queries))
-        return complaint(base.reference, AutoTokenizer.from_pretrained(base.model), *sides)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(base.model)
+        except (OSError, ValueError):  # whoever needs it will say what is wrong with it
+            return ""
+        return complaint(base.reference, tokenizer, *sides)
 
     def _knows(self, mine: NDArray[np.float64] | None, theirs: NDArray[np.float64] | None, rivals: int) -> bool:
         """Whether one base orders closed pools better than another, beyond the noise."""

@@ -127,11 +127,11 @@ class _Search:
         return Found(trainings, self.record.rows, self.record.reasons, spent, total, kept)
 
     def _first(self, rate: float) -> Recipe:
-        """The first recipe, its steps as small as the last training's pairs ask for: what budget and data allow."""
+        """The first recipe, for a last training of as many pairs and passes as budget and data allow."""
         found = first(self.case.served, self.facts, self.section, rate)
-        most = MOST_EPOCHS * count_pairs(self.trials.groups(found.mine), found.training.sample)
-        pairs = min(self.purse.total * (1 - SEARCH_SHARE), most)
-        return first(self.case.served, self.facts, self.section, rate, pairs)
+        epoch = count_pairs(self.trials.groups(found.mine), found.training.sample)
+        pairs = min(self.purse.total * (1 - SEARCH_SHARE), MOST_EPOCHS * epoch)
+        return first(self.case.served, self.facts, self.section, rate, pairs, pairs / epoch)
 
     def _held(self, start: Recipe) -> str:
         """Why the first recipe holds on to the retriever's order as strongly as it does."""
