@@ -96,6 +96,24 @@ def test_the_more_a_gain_is_counted_less_by_the_smaller_the_weight_and_the_whole
     assert choices[1].depth == 20
 
 
+def test_another_depth_is_chosen_where_it_surely_gains():
+    """A reranker that knows the first ten, and lifts what stands below them by nothing but noise."""
+    retrieved, reranked, qrels = world((1.5, 1), (0.7, 0.2), queries=120)
+    tail = {query: {document for document, _ in hits[10:]} for query, hits in retrieved.rankings.items()}
+    lifted = {
+        query: {document: score + (9.0 if document in tail[query] else 0.0) for document, score in hits}
+        for query, hits in reranked.rankings.items()
+    }
+    choice = blend(retrieved, Run.from_scores(lifted), qrels, SECTION, depth=20)
+    assert (choice.depth, choice.weight > 0) == (10, True)
+
+
+def test_a_depth_that_gains_by_luck_is_not_chosen():
+    """A reranker of nothing but noise: some depth always looks best, and seldom surely so."""
+    depths = [blend(*world((1, 0), (0.6, 0.3), queries=40, seed=seed), SECTION, depth=20) for seed in range(12)]
+    assert sum(choice.depth != 20 and choice.weight > 0 for choice in depths) <= 1
+
+
 def test_depths_end_at_what_was_reranked():
     assert blend(*world((1, 1), (0.7, 0.7)), SECTION, depth=12).depths == (5, 10, 12)
 
