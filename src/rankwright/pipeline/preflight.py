@@ -96,7 +96,7 @@ class Preflight:
             place = seen(self.plan.root(self.plan.bases[name]).name)
             if place is None:
                 continue
-            with contextlib.suppress(OSError, ValueError):
+            with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):  # a training will say it
                 if layers := json.loads((place / "config.json").read_bytes()).get("num_hidden_layers"):
                     refuse_layer(training.exit, int(layers), f"train.{name}.exit")
 

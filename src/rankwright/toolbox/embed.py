@@ -103,9 +103,11 @@ class Encoder:
 
     def _look(self, texts: Sequence[str]) -> None:
         """Say, once, that the texts cannot be read."""
-        told = None if self._looked else complaint(self.reference, self._loaded().tokenizer, texts)
+        if self._looked:
+            return
         self._looked = True
-        if told:
+        tokenizer = getattr(self._loaded(), "tokenizer", None)  # not every first module has one
+        if tokenizer is not None and (told := complaint(self.reference, tokenizer, texts)):
             say(told)
 
     def _compute(self, texts: Sequence[str], prompt: str, max_tokens: int | None) -> Rows:
