@@ -4,7 +4,6 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from rankwright.auto import bases
 from rankwright.core import Collection, Run
 from rankwright.rooms.diagnose import Case
 from rankwright.rooms.diagnose.training import illegible
@@ -114,12 +113,3 @@ def test_an_encoder_says_once_that_it_cannot_read(tiny_encoder, capsys):
     assert (said.out + said.err).count("cannot read") == 1
     Encoder(str(tiny_encoder)).encode(["red apple"])
     assert "cannot read" not in capsys.readouterr().err
-
-
-def test_a_search_says_of_a_base_that_it_cannot_read(tiny_reranker):
-    collection = Collection({"d": CHINESE}, {"q": "red"}, {})
-    one = bases.Base("tiny", tiny_reranker, result=None)
-    said = bases.Bases(
-        case=type("Case", (), {"collection": collection}), section=None, facts=None, trials=None, record=None
-    )
-    assert "tiny cannot read 100%" in said._illegible(one)

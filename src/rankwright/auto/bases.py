@@ -21,7 +21,6 @@ from rankwright.auto.record import Record, surely
 from rankwright.auto.trials import Result, Trials
 from rankwright.errors import ModelError, first_line
 from rankwright.sections import Training
-from rankwright.toolbox.legible import complaint
 from rankwright.toolbox.model import has_head
 from rankwright.toolbox.schedule import count_pairs
 from rankwright.toolbox.weights import fingerprint, hub_name, locate
@@ -80,7 +79,6 @@ class Bases:
             ModelError: one of them cannot be loaded, or not be distilled.
         """
         found = [self._tried(reference) for reference in references(self.section)]
-        self.record.reasons += filter(None, map(self._illegible, found))
         rivals = max(1, len(found) - 1)
         before = self.trials.dev.choose(lambda pairs: np.zeros(len(pairs), dtype=np.float32))[1]
         pools = self._pools(found) if len(found) > 1 else [None]
@@ -98,17 +96,6 @@ class Bases:
                 best, why = other, "it knows the task better (closed pools), and serves no worse"
         self.record.reasons.append(f"base: {found[best].reference}, {why}")
         return found[best]
-
-    def _illegible(self, base: Base) -> str:
-        """What there is to say of a base that cannot read the texts."""
-        from transformers import AutoTokenizer
-
-        sides = (list(texts.values()) for texts in (self.case.collection.documents, self.case.collection.queries))
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(base.model)
-        except (OSError, ValueError):  # whoever needs it will say what is wrong with it
-            return ""
-        return complaint(base.reference, tokenizer, *sides)
 
     def _knows(self, mine: NDArray[np.float64] | None, theirs: NDArray[np.float64] | None, rivals: int) -> bool:
         """Whether one base orders closed pools better than another, beyond the noise."""
