@@ -7,6 +7,7 @@ import math
 import shutil
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -1141,6 +1142,15 @@ def test_tensorboard_gets_the_records_of_the_log(uninterrupted):
     content = file.read_bytes()
     for tag in (b"loss", b"lr", b"spread", b"dev/mrr_10"):
         assert tag in content
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_disk_that_is_full_when_tensorboard_gets_them_is_an_error(tmp_path, monkeypatch):
+    log = TrainingLog(tmp_path)
+    log.write({"step": 1, "loss": 0.5})
+    monkeypatch.setattr("tensorboardX.record_writer.open_file", lambda path: Path("/dev/full").open("wb"))  # noqa: SIM115
+    with pytest.raises(OSError, match="No space left"):
+        log.to_tensorboard()
 
 
 def test_the_card_says_what_was_trained_and_what_came_of_it(learnt):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -53,13 +54,19 @@ class TrainingLog:
 
     def to_tensorboard(self) -> None:
         """The same records for TensorBoard. Written from the log at the end, so that a resumed training has no gap."""
-        from tensorboardX import SummaryWriter
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.summary import scalar
 
-        shutil.rmtree(self.folder / "tensorboard", ignore_errors=True)
-        with SummaryWriter(str(self.folder / "tensorboard")) as writer:
-            for record in self.records():
-                values = {name: value for name, value in record.items() if isinstance(value, float)}
-                for kind in ("dev", "averaged_dev"):
-                    values |= {f"{kind}/{name}": value for name, value in record.get(kind, {}).items()}
-                for name, value in values.items():
-                    writer.add_scalar(name, value, record["step"])
+        folder = self.folder / "tensorboard"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        # Not by its SummaryWriter: that writes in a thread, and waits for it for ever where the disk is full.
+        writer = EventsWriter(str(folder / "events"))
+        for record in self.records():
+            values = {name: value for name, value in record.items() if isinstance(value, float)}
+            for kind in ("dev", "averaged_dev"):
+                values |= {f"{kind}/{name}": value for name, value in record.get(kind, {}).items()}
+            for name, value in values.items():
+                writer.write_event(Event(wall_time=time.time(), step=record["step"], summary=scalar(name, value)))
+        writer.close()
