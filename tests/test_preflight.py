@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 
 import rankwright
@@ -86,6 +88,15 @@ def test_an_exit_of_a_base_whose_configuration_is_elsewhere_is_left_to_the_train
     small["train"] = {"finetuned": {**small["train"]["finetuned"], "base": "some/model", "exit": 7}}
     small["rerank"] = {**small["rerank"], "arms": {"finetuned": "finetuned"}}
     rankwright.run(small, runs=tmp_path, until="mine")
+
+
+def test_a_merge_of_weights_that_are_a_pickle_alone(small, tmp_path, tiny_reranker):
+    other = tmp_path / "other"
+    shutil.copytree(tiny_reranker, other)
+    small["merge"] = {"models": ["finetuned", str(other)]}
+    rankwright.check(small)
+    (other / "model.safetensors").rename(other / "pytorch_model.bin")
+    stops(small, tmp_path, ModelError, "no model.safetensors, and a pickle is not read")
 
 
 def test_half_precision_without_a_gpu(small, tmp_path):

@@ -22,6 +22,7 @@ from rankwright.toolbox.exits import ExitHead, refuse_layer
 from rankwright.toolbox.formats import refuse_absent, trec
 from rankwright.toolbox.formats.answers import read_answers
 from rankwright.toolbox.model import has_head
+from rankwright.toolbox.tensors import refuse_pickles
 from rankwright.toolbox.weights import locate, seen
 
 
@@ -50,6 +51,8 @@ class Preflight:
         if self.wants("train"):
             self._precisions()
             self._exits()
+        if self.wants("merge") and not self.made("merge"):
+            self._merged()
         if experiment.rerank and self.wants("rerank"):
             self._arms()
             self._cascade()
@@ -99,6 +102,13 @@ class Preflight:
             with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):  # a training will say it
                 if layers := json.loads((place / "config.json").read_bytes()).get("num_hidden_layers"):
                     refuse_layer(training.exit, int(layers), f"train.{name}.exit")
+
+    def _merged(self) -> None:
+        """Weights from outside that a merge could not read, where they lie here."""
+        for model in self.plan.merged:
+            place = seen(model.name) if model.kind == "outside" else None
+            if place is not None:
+                refuse_pickles(place)
 
     def _measured(self) -> None:
         section, plan = self.experiment.evaluate, self.plan

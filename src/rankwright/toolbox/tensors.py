@@ -258,12 +258,23 @@ def weight_files(folder: Path) -> list[Path]:
     if not index.is_file():
         pickled = any((folder / name).is_file() for name in _PICKLES)
         hint = "load it in transformers and save_pretrained() it again" if pickled else "check the path"
-        raise ModelError("no model.safetensors", where=str(folder), hint=hint)
+        message = "no model.safetensors" + (", and a pickle is not read" if pickled else "")
+        raise ModelError(message, where=str(folder), hint=hint)
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"cannot read the index of shards: {error!r}", where=str(index)) from None
     return [folder / str(name) for name in names]
+
+
+def refuse_pickles(folder: Path) -> None:
+    """Raise where a folder's weights are there, and pickles alone; a folder without any may yet get some.
+
+    Raises:
+        ModelError: as `weight_files`.
+    """
+    if any((folder / name).is_file() for name in _PICKLES):
+        weight_files(folder)
 
 
 def _header(file: int) -> dict[str, tuple[Form, int]]:
