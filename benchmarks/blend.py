@@ -68,7 +68,7 @@ def measured(folder: Path, file: Path, split: str) -> list[tuple[float, float]]:
 
 
 def choices(given: tuple[Run, Run, Qrels], depth: int) -> list[room.Choice]:
-    """What each of RULES chooses."""
+    """What each of RULES chooses, the section's other keys as they are by default."""
     usual, free = BlendSection(), room._DEPTH
     found = [room.blend(*given, usual, depth=depth)]
     room._DEPTH = 1.0

@@ -2,7 +2,7 @@
 
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from rankwright.core import Collection, Run
 from rankwright.rooms.diagnose import Case
@@ -11,12 +11,17 @@ from rankwright.toolbox.embed import Encoder
 from rankwright.toolbox.legible import ILLEGIBLE, complaint, unread
 
 CHINESE = "政府宣布改革高等教育"
-SPELLED = "zzyzx quokka wombat"  # the tiny models have letters for it, and no more
+SPELLED = "красный квокка вомбат"
 
 
 @pytest.fixture(scope="module")
-def tokenizer(tiny_reranker):
-    return AutoTokenizer.from_pretrained(tiny_reranker)
+def tokenizer():
+    """English words, and Latin and Cyrillic letters and digits beside them."""
+    letters = [chr(code) for span in ("az", "09", "ая") for code in range(ord(span[0]), ord(span[1]) + 1)]
+    vocabulary = ["[UNK]", "red", "apple", "green", "pear", "blue", "old", *letters, *("##" + one for one in letters)]
+    pieces = Tokenizer(models.WordPiece({word: place for place, word in enumerate(vocabulary)}, unk_token="[UNK]"))
+    pieces.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    return PreTrainedTokenizerFast(tokenizer_object=pieces, unk_token="[UNK]")
 
 
 @pytest.mark.parametrize(
@@ -25,8 +30,9 @@ def tokenizer(tiny_reranker):
         ("red apple", 0.0),
         (CHINESE, 1.0),  # no token for any of it
         (SPELLED, 1.0),
-        ("red quokka", 6 / 9),
-        ("old cat", 0.0),  # three letters are too few to tell
+        ("red квокка", 6 / 9),
+        ("old кот", 0.0),  # three letters are too few to tell
+        ("quokka b07xj8c8f5", 0.0),  # rare words and names of articles, in letters that are read
         ("2024 1234567", 0.0),  # numbers are often spelled, and no words
         ("", 0.0),
         ("!?", 0.0),
@@ -55,6 +61,20 @@ def test_one_character_that_is_missing_costs_itself_alone_where_words_are_whole_
     wrapped = PreTrainedTokenizerFast(tokenizer_object=unigram, unk_token="<unk>")
     assert unread(wrapped, [CHINESE]) == 0.0
     assert unread(wrapped, [CHINESE + "龘"]) == pytest.approx(1 / 11)
+
+
+def test_ideographs_that_are_pieces_of_their_own_are_read_and_those_in_bytes_are_not():
+    from tokenizers import decoders
+
+    vocabulary = [("<unk>", 0.0), ("▁", -1.0), *((letter, -2.0) for letter in CHINESE)]
+    unigram = Tokenizer(models.Unigram(vocabulary, unk_id=0, byte_fallback=False))
+    unigram.pre_tokenizer = pre_tokenizers.Metaspace()
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=unigram, unk_token="<unk>")
+    assert unread(wrapped, [CHINESE, "政府 宣布改革"]) == 0.0
+    alphabet = {letter: place for place, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    in_bytes = Tokenizer(models.BPE(alphabet, []))
+    in_bytes.pre_tokenizer, in_bytes.decoder = pre_tokenizers.ByteLevel(), decoders.ByteLevel()
+    assert unread(PreTrainedTokenizerFast(tokenizer_object=in_bytes), [CHINESE]) == 1.0
 
 
 def test_a_tokenizer_that_does_not_tell_where_pieces_come_from_is_let_be():

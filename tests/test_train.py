@@ -879,6 +879,8 @@ def test_lora_and_gradient_checkpointing_go_together(still, tmp_path):
 def test_lora_targets_that_the_model_has_not_are_told(still, tmp_path):
     with pytest.raises(ConfigError, match="no_such_layer"):
         run(groups(8), section(lora=LoraSection(targets=["no_such_layer"])), still, tmp_path)
+    with pytest.raises(ConfigError, match="word_embeddings is no linear layer"):
+        run(groups(8), section(lora=LoraSection(targets=["query", "word_embeddings"])), still, tmp_path)
 
 
 # ---------------------------------------------------------------------------------------------- the alarm

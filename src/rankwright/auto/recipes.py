@@ -107,10 +107,10 @@ def first(
 ) -> Recipe:
     """The recipe that stays unless a rival is better beyond the noise. `given` are the user's own keys, which win.
 
-    `rate` is the peak learning rate for steps of BATCH queries, `pairs` how many the last training will have about, and
-    `passes` how often it will see each group. Where that is more than once, every pass draws other negatives, unless a
-    `sample` is written. (Train queries held out, blended: pubmedqa .9365 instead of .9350, cranfield .5242 instead of
-    .5199, in 2.2 and 3.6 passes; neither beyond chance.)
+    `rate` is the peak learning rate for steps of BATCH queries, `pairs` how many the last training will have at least,
+    and `passes` how often it will see each group at least. Where that is more than once, every pass draws other
+    negatives, unless a `sample` is written. (Train queries held out, blended: pubmedqa .9365 instead of .9350,
+    cranfield .5242 instead of .5199, in 2.2 and 3.6 passes; neither beyond chance.)
     """
     times = 1 if "sample" in given.model_fields_set else math.ceil(passes)
     counts = {"negatives": NEGATIVES * times, "random": RANDOM * times, "positives": POSITIVES}
@@ -225,8 +225,9 @@ def _with(given: Training, values: dict[str, Any], *, forced: bool = False) -> T
 def _doubt(collection: Collection, run: Run) -> float:
     """How likely an unlabelled candidate of the first TOP ranks is relevant, on average, by `toolbox.holes`.
 
-    Candidates judged not relevant and copies of relevant ones are no holes: their case is known. NaN where too few
-    relevant candidates are labelled.
+    Candidates judged not relevant and copies of relevant ones are no holes: their case is known. Those that mining sets
+    aside for other reasons (texts of dev and test queries, say) are asked like any other. NaN where too few relevant
+    candidates are labelled; 0 where scores do not tell them from the others.
     """
     scores: list[float] = []
     labelled: list[bool] = []

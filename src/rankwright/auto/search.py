@@ -127,7 +127,10 @@ class _Search:
         return Found(trainings, self.record.rows, self.record.reasons, spent, total, kept)
 
     def _first(self, rate: float) -> Recipe:
-        """The first recipe, for a last training of as many pairs and passes as budget and data allow."""
+        """The first recipe, for a last training of as many pairs and passes as budget and data allow.
+
+        What the search will not have spent of its share is not known yet, and comes on top.
+        """
         found = first(self.case.served, self.facts, self.section, rate)
         epoch = count_pairs(self.trials.groups(found.mine), found.training.sample)
         pairs = min(self.purse.total * (1 - SEARCH_SHARE), MOST_EPOCHS * epoch)

@@ -12,6 +12,7 @@ import importlib.util
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from rankwright.errors import ConfigError, DataError, MissingExtraError, ModelError, RankwrightError
 from rankwright.plan import BLENDED, RETRIEVAL, Model, Plan
@@ -104,11 +105,11 @@ class Preflight:
                     refuse_layer(training.exit, int(layers), f"train.{name}.exit")
 
     def _merged(self) -> None:
-        """Weights from outside that a merge could not read, where they lie here."""
+        """Folders whose weights a merge could not read. Of what is the hub's, other files may yet be fetched."""
         for model in self.plan.merged:
-            place = seen(model.name) if model.kind == "outside" else None
-            if place is not None:
-                refuse_pickles(place)
+            folder = Path(model.name).expanduser()
+            if model.kind == "outside" and folder.is_dir():
+                refuse_pickles(folder)
 
     def _measured(self) -> None:
         section, plan = self.experiment.evaluate, self.plan

@@ -280,8 +280,11 @@ class _Loop:
         self._keep_to_the_budget()
 
     def _keep_to_the_budget(self) -> None:
-        """Where memory was counted out, give back what a pass or a step leaves in pieces: it costs a little time."""
-        if self.section.memory != "auto":
+        """Where a CPU's memory was counted out, give back what a pass or a step leaves in pieces, at a little time.
+
+        A GPU's cache is left: what a pass leaves there the next one takes.
+        """
+        if self.section.memory != "auto" and self.device == "cpu":
             footprint.release(self.device)
 
     def _gradients(self, chosen: Sequence[Group], swapped: Sequence[bool]) -> tuple[float, list[list[torch.Tensor]]]:

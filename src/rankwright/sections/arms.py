@@ -142,7 +142,9 @@ class BlendSection(Section):
 
     metric: str = Field("ndcg@10", description="the metric that chooses, on dev")
     steps: int = Field(20, ge=1, description="weights tried: 0, 1/steps, …, 1")
-    guard: float = Field(0.5, ge=0, description="standard errors that a gain on dev is counted less by")
+    guard: float = Field(
+        0.5, ge=0, description="standard errors that a gain on dev counts less by; of a depth, four times that"
+    )
     depths: list[int] = Field(
         default_factory=lambda: [5, 10, 20, 50, 100], min_length=1, description="depths tried, beside rerank.depth"
     )

@@ -8,8 +8,8 @@ A full training gives the rows that never occur no gradient: Adam moves them by 
 is that of a full training which does not decay them. Callers go on with the tokenizer's own ids: a hook on the
 embedding translates them, so that whatever else a model reads from an id (positions, padding, the last token) holds.
 
-While a step's gradient adds up it holds the rows of the step's own tokens alone: `gather` after each backward pass,
-`spread` before anything reads the gradient, when the activations are gone that would lie beside a whole one.
+While a step's gradient adds up it holds the rows of the step's own tokens alone (but on mps): `gather` after each
+backward pass, `spread` before anything reads it, when the activations are gone that would lie beside a whole one.
 It does not know what is trained, nor on what. A forward pass must call the embedding, not index its weight.
 """
 
@@ -56,7 +56,7 @@ class ActiveRows:
         kept = weight.detach()[torch.from_numpy(rows).to(weight.device)].clone()
         self._put(kept, len(rows), None if self._padding is None else int(lookup[self._padding]))
         self._hook = embedding.register_forward_pre_hook(self._translate)
-        embedding.sparse = True
+        embedding.sparse = weight.device.type != "mps"  # where older versions of torch have no sparse tensors
 
     @classmethod
     def of(cls, model: Any, used: NDArray[np.bool_], folder: Path) -> ActiveRows | None:

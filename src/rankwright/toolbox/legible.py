@@ -6,6 +6,7 @@ at languages: French in an English model's letters is read by this measure, whet
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,8 +20,12 @@ ILLEGIBLE = 0.2
 Japanese, Russian, Arabic.)"""
 _TEXTS, _CHARACTERS = 200, 500
 """Of a sample: how many, and how much of each."""
+_SPACE = "▁Ġ"
+"""What stands for a space in pieces, and may be a piece by itself."""
 _PIECES, _SHORT = 4, 1.25
-"""A word in so many pieces of so few characters each is spelled, not read."""
+"""A word in so many pieces of so few characters each is spelled, not read. Not so one in ASCII, which is a rare name or
+a number of an article, as no tokenizer lacks that script; ideographs are often pieces of their own, and spelled where
+they are more pieces than characters."""
 
 
 def unread(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> float:
@@ -50,15 +55,25 @@ def complaint(reference: str | Path, tokenizer: PreTrainedTokenizerBase, *sides:
 def _counted(text: str, encoding: Encoding, unknown: int | None) -> tuple[int, int]:
     """How many characters of a text stand in words with letters, and how many of them are not read."""
     words: dict[int, list[tuple[int, int, bool]]] = {}
-    for token, (start, end), word in zip(encoding.ids, encoding.offsets, encoding.word_ids, strict=True):
-        if word is not None:
-            words.setdefault(word, []).append((start, end, token == unknown))
+    pieces = zip(encoding.ids, encoding.tokens, encoding.offsets, encoding.word_ids, strict=True)
+    for number, token, (start, end), place in pieces:
+        if place is not None and token.strip(_SPACE):
+            words.setdefault(place, []).append((start, end, number == unknown))
     letters = lost = 0
-    for pieces in words.values():
-        start, end = min(piece[0] for piece in pieces), max(piece[1] for piece in pieces)
-        if not any(map(str.isalpha, text[start:end])):
+    for found in words.values():
+        word = text[min(piece[0] for piece in found) : max(piece[1] for piece in found)].strip()
+        if not any(map(str.isalpha, word)):
             continue
-        letters += end - start
-        spelled = len(pieces) >= _PIECES and end - start <= _SHORT * len(pieces)
-        lost += end - start if spelled else sum(stop - begin for begin, stop, missing in pieces if missing)
+        letters += len(word)
+        missing = sum(len(text[start:end].strip()) for start, end, missed in found if missed)
+        lost += len(word) if _spelled(word, len(found)) else missing
     return letters, lost
+
+
+def _spelled(word: str, pieces: int) -> bool:
+    """Whether a word comes in letters, or in less than that."""
+    if word.isascii() or pieces < _PIECES:
+        return False
+    if any(unicodedata.name(letter, "").startswith("CJK UNIFIED") for letter in word):
+        return pieces > len(word)
+    return len(word) <= _SHORT * pieces

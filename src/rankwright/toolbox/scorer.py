@@ -11,6 +11,7 @@ is missing.
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import json
 import platform
@@ -246,12 +247,13 @@ def unread_by(reference: str | Path) -> Callable[[Sequence[str]], float]:
     """A function that tells which share of some texts a model's own tokenizer cannot read, 0 to 1."""
     folder = locate(str(reference))
 
-    def share(texts: Sequence[str]) -> float:
+    @functools.cache
+    def tokenizer() -> Any:
         from transformers import AutoTokenizer
 
-        return unread(AutoTokenizer.from_pretrained(folder), texts)
+        return AutoTokenizer.from_pretrained(folder)
 
-    return share
+    return lambda texts: unread(tokenizer(), texts)
 
 
 def tokens_read(reference: str | Path, max_length: int) -> int:

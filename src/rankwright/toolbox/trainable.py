@@ -17,7 +17,7 @@ def with_lora(model: Any, section: Training, seed: int) -> Any:
     """The model with low-rank adapters beside its encoder's linear layers; the head is trained in full.
 
     Raises:
-        ConfigError: the model has none of the layers in `lora.targets`.
+        ConfigError: the model has none of the layers in `lora.targets`, or one of them is not linear.
     """
     import torch
     from peft import LoraConfig, get_peft_model
@@ -35,13 +35,18 @@ def with_lora(model: Any, section: Training, seed: int) -> Any:
         exclude_modules=rf"({'|'.join(map(re.escape, head))})(\..*)?",
     )
     linear = {name.rpartition(".")[2] for name, part in model.named_modules() if isinstance(part, torch.nn.Linear)}
+    hint = f"its linear layers: {', '.join(sorted(linear))}"
+    if section.lora.targets != "all-linear":
+        every = {name.rpartition(".")[2] for name, _ in model.named_modules()}
+        if other := [name for name in section.lora.targets if name in every - linear]:
+            raise ConfigError(f"lora.targets: {', '.join(other)} is no linear layer", hint=hint)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
             return get_peft_model(model, config)
         except ValueError:
             message = f"lora.targets: the model has no layer {' or '.join(section.lora.targets)}"
-            raise ConfigError(message, hint=f"its linear layers: {', '.join(sorted(linear))}") from None
+            raise ConfigError(message, hint=hint) from None
 
 
 def parameter_groups(model: Any, section: Training) -> list[dict[str, Any]]:

@@ -60,7 +60,7 @@ class TrainingLog:
 
         folder = self.folder / "tensorboard"
         shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)  # what another process holds open may stay on a network's disk
         # Not by its SummaryWriter: that writes in a thread, and waits for it for ever where the disk is full.
         writer = EventsWriter(str(folder / "events"))
         for record in self.records():
