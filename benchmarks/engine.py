@@ -151,7 +151,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=24, help="train: optimiser steps")
     parser.add_argument("--losses", default="listwise,bce", type=_words, help="train: ours by these losses")
     parser.add_argument("--train-groups", type=int, default=4000, help="train: groups, of which so many steps are made")
-    parser.add_argument("--memory", default="auto", help="train: ours with this memory, as in 2.4GB")
     parser.add_argument("--aware", action="store_true", help="agree: train with quantization_aware")
     parser.add_argument("--groups", type=int, help="quality, agree: training groups (default: all)")
     parser.add_argument("--rate", type=float, default=1e-4, help="quality, agree: learning rate")

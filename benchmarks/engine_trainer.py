@@ -48,7 +48,6 @@ def rankwright(folder: str, groups: Groups, out: Path, options: dict) -> dict:
         learning_rate=options["learning_rate"],
         max_length=LENGTH,
         precision=options["precision"],
-        memory=options.get("memory", "auto"),
         dev=None,
         keep="last",
         checkpoints=1,

@@ -126,8 +126,7 @@ def _wanted(system: System, options: argparse.Namespace) -> bool:
 
 
 def _measure(system: System, folder: Path, file: Path, options: argparse.Namespace, where: str) -> None:
-    steps = options.steps + 1  # the last one's end is the last time stamp
-    found = run(system, folder, file, options, steps=steps, memory=options.memory)
+    found = run(system, folder, file, options, steps=options.steps + 1)  # the last one's end is the last time stamp
     system.error = found.get("error", "")
     if not system.error:
         steps = found["step_seconds"]

@@ -277,15 +277,6 @@ class _Loop:
             message = "out of memory: the optimiser's two moments have no room beside weights and gradients"
             raise ModelError(message, hint="lora, a smaller base, or device: cpu") from None
         self.optimizer.zero_grad()
-        self._keep_to_the_budget()
-
-    def _keep_to_the_budget(self) -> None:
-        """Where a CPU's memory was counted out, give back what a pass or a step leaves in pieces, at a little time.
-
-        A GPU's cache is left: what a pass leaves there the next one takes.
-        """
-        if self.section.memory != "auto" and self.device == "cpu":
-            footprint.release(self.device)
 
     def _gradients(self, chosen: Sequence[Group], swapped: Sequence[bool]) -> tuple[float, list[list[torch.Tensor]]]:
         """The step's loss and tensors, its gradients in place; begun anew with less at a time where memory runs out."""
@@ -309,13 +300,8 @@ class _Loop:
                 tensors = self._forward(chosen[part], swapped[part])
                 loss = self.loss(*tensors)[0] / len(chosen)  # all groups, counting or not: known beforehand
                 self.accelerator.backward(loss + self._exit_loss(tensors) / len(chosen))
-                if self.active:
-                    self.active.gather()
                 total += float(loss.detach())
                 parts.append([tensor.detach() for tensor in tensors])
-        self._keep_to_the_budget()
-        if self.active:
-            self.active.spread()
         return total, parts
 
     def _take_less(self) -> None:

@@ -7,9 +7,6 @@ whole table back, the trained rows in their places.
 A full training gives the rows that never occur no gradient: Adam moves them by weight decay alone. Hence the result
 is that of a full training which does not decay them. Callers go on with the tokenizer's own ids: a hook on the
 embedding translates them, so that whatever else a model reads from an id (positions, padding, the last token) holds.
-
-While a step's gradient adds up it holds the rows of the step's own tokens alone (but on mps): `gather` after each
-backward pass, `spread` before anything reads it, when the activations are gone that would lie beside a whole one.
 It does not know what is trained, nor on what. A forward pass must call the embedding, not index its weight.
 """
 
@@ -56,7 +53,6 @@ class ActiveRows:
         kept = weight.detach()[torch.from_numpy(rows).to(weight.device)].clone()
         self._put(kept, len(rows), None if self._padding is None else int(lookup[self._padding]))
         self._hook = embedding.register_forward_pre_hook(self._translate)
-        embedding.sparse = weight.device.type != "mps"  # where older versions of torch have no sparse tensors
 
     @classmethod
     def of(cls, model: Any, used: NDArray[np.bool_], folder: Path) -> ActiveRows | None:
@@ -79,18 +75,6 @@ class ActiveRows:
         _unmap(model)
         return active
 
-    def gather(self) -> None:
-        """Sum what the gradient has of each row, so that no passes' rows pile up; a frozen table has none."""
-        gradient = self._embedding.weight.grad
-        if gradient is not None and gradient.is_sparse:
-            self._embedding.weight.grad = gradient.coalesce()
-
-    def spread(self) -> None:
-        """Give the gradient a place for every row in use, as clipping and the optimiser read it."""
-        gradient = self._embedding.weight.grad
-        if gradient is not None and gradient.is_sparse:
-            self._embedding.weight.grad = gradient.to_dense()
-
     def restore(self) -> None:
         """Put the whole table back, with the rows in use as they are now; the model then stands on its own.
 
@@ -110,7 +94,6 @@ class ActiveRows:
     def close(self) -> None:
         """Let go of the folder's files and stop translating ids; again is no harm."""
         self._hook.remove()
-        self._embedding.sparse = False
         self._table.close()
 
     def _put(self, weight: torch.Tensor, size: int, padding: int | None) -> None:

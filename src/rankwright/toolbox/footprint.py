@@ -153,7 +153,7 @@ def room(model: Any, device: str, budget: float | None) -> float:
     """Bytes that are left for activations of a `budget` for the whole training, or of what is free on the device.
 
     Gradients and AdamW's two moments are set aside: none of them is there before the first step. So are the weights,
-    which are there, of a budget. That is on the safe side: a word embedding's whole gradient comes after activations.
+    which are there, of a budget.
     """
     parameters = list(model.parameters())
     states = 3 * sum(own.numel() * own.element_size() for own in parameters if own.requires_grad)
