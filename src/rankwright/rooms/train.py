@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from rankwright.core import Group
 from rankwright.errors import DataError, ModelError
 from rankwright.sections import Training, read_memory
-from rankwright.toolbox import checkpoint, engine, exits, footprint, keeping, losses
+from rankwright.toolbox import checkpoint, engine, exits, footprint, heap, keeping, losses
 from rankwright.toolbox.active import ActiveRows
 from rankwright.toolbox.device import choose_device, choose_precision
 from rankwright.toolbox.devset import DevSet as DevSet
@@ -169,6 +169,7 @@ class _Loop:
         if self.reranker.new_head:
             self._note(f"{self.bench.title}: {self.base} is a plain encoder; it gets a new head")
         self._read_texts()
+        heap.hold()
         model: Any = self.reranker.model
         if self.section.lora:
             model = with_lora(model, self.section, self.seed)
@@ -195,7 +196,7 @@ class _Loop:
         self.pad_id = self.reranker.pad_id
         self.active = ActiveRows.of(self.reranker.model, self.texts.used(self.pad_id), self.reranker.source)
         self.reranker.shelve_tokenizer()  # no other text will be read
-        footprint.release(self.bench.device)  # of the whole table, the tokenizer, and of reading texts
+        heap.release(self.bench.device)  # of the whole table, the tokenizer, and of reading texts
         if self.active:
             rows, size = len(self.active.rows), self.active.size
             self._note(f"{self.bench.title}: the texts use {rows} of {size} tokens; the others' embeddings stay as is")
@@ -207,7 +208,7 @@ class _Loop:
         self._round(on=self.section.rounded_share > 0)  # which takes more memory in bf16
         cost = footprint.measure(self._logits, model, self.texts.tokens)
         self._round(on=False)
-        footprint.release(self.device)
+        heap.release(self.device)
         room = footprint.room(model, self.device, read_memory(self.section.memory))
         lengths = longest_draws(self.texts, self.groups, self.section.sample)
         can, must = bool(model.supports_gradient_checkpointing), self.section.gradient_checkpointing
@@ -268,7 +269,7 @@ class _Loop:
     def _optimise(self) -> None:
         """Move the weights by the gradients. The first time makes the optimiser's own memory, twice the weights'."""
         if not self.optimizer.state:
-            footprint.release(self.device)  # else what the pass has left in pieces stays beside it
+            heap.release(self.device)  # else what the pass has left in pieces stays beside it
         try:
             self.optimizer.step()
         except RuntimeError as error:
@@ -307,7 +308,7 @@ class _Loop:
     def _take_less(self) -> None:
         """After memory ran out: half as many groups at a time, or, of one, its layers computed anew."""
         self.optimizer.zero_grad()
-        footprint.release(self.device, cycles=True)
+        heap.release(self.device, cycles=True)
         where = f"{self.bench.title}: out of memory in step {self.state.step + 1}"
         if self.state.micro > 1:
             self.state.micro = footprint.halved(self.state.micro)
@@ -413,7 +414,7 @@ class _Loop:
             except RuntimeError as error:
                 if not footprint.out_of_memory(error):
                     raise
-            footprint.release(self.device, cycles=True)
+            heap.release(self.device, cycles=True)
             before = self.scoring_budget or TOKEN_BUDGET[self.device.split(":")[0]]
             if before <= int(tokens.lengths.max()):
                 raise ModelError("out of memory: not even one dev pair has room", hint="a smaller max_length, or lora")
@@ -502,7 +503,7 @@ class _Loop:
         model = self._bare()
         del self.optimizer
         self.accelerator.free_memory()  # cycles too, before the whole table is back
-        footprint.release(self.device)
+        heap.release(self.device)
         if self.active:
             self.active.restore()
         self.reranker.unshelve_tokenizer()

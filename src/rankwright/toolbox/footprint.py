@@ -13,8 +13,6 @@ and the adapters. With checkpointing a layer keeps its input alone, and one laye
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import gc
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -160,25 +158,6 @@ def room(model: Any, device: str, budget: float | None) -> float:
     if budget is None:
         return float(SHARE * free_bytes(device) - states)
     return float(budget - states - sum(own.numel() * own.element_size() for own in parameters))
-
-
-def release(device: str, *, cycles: bool = False) -> None:
-    """Give memory that is held for later back: to the device and, where there is glibc, to the system.
-
-    glibc keeps what was freed of blocks up to 32 MB, as most tensors are: of XLM-R's shape more than half a gigabyte.
-    `cycles` also frees what only refers to itself, as what an exception left behind may; that takes up to half a
-    second, with the libraries' million objects.
-    """
-    import torch
-
-    if cycles:
-        gc.collect()
-    if device.startswith("cuda"):
-        torch.cuda.empty_cache()
-    elif device.startswith("mps"):
-        torch.mps.empty_cache()
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def free_bytes(device: str) -> int:

@@ -18,7 +18,8 @@ import numpy as np
 from rankwright.errors import ModelError
 from rankwright.toolbox.engine.batches import token_batches
 from rankwright.toolbox.engine.pairs import PairEncoder, Tokens
-from rankwright.toolbox.footprint import out_of_memory, release
+from rankwright.toolbox.footprint import out_of_memory
+from rankwright.toolbox.heap import release
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -7,11 +7,14 @@ seeded by torch's: a seed gives the same draws. Knows nothing of layers.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 _LEVELS = 65536
@@ -25,18 +28,28 @@ class Noise:
         self._draw = np.random.Generator(self._bits)
 
     def drop(self, values: Tensor, rate: float) -> Tensor:
-        """Dropout; the rate is kept to 1 / 65536, and the mean exactly."""
+        """Dropout; the rate is kept to 1 / 65536, and the mean up to rounding."""
+        import torch
+
+        if rate > 0 and values.device.type != "cpu":
+            return torch.nn.functional.dropout(values, rate)
+        kept = self.mask(values.shape, rate, values.dtype)
+        return values if kept is None else values * kept
+
+    def mask(self, shape: Sequence[int], rate: float, dtype: torch.dtype) -> Tensor | None:
+        """What dropout multiplies by, on a CPU: 0 with the probability `rate`, else what keeps the mean.
+
+        None where the rate is 0.
+        """
         import torch
 
         if rate <= 0:
-            return values
-        if values.device.type != "cpu":
-            return torch.nn.functional.dropout(values, rate)
-        least = round(rate * _LEVELS)
-        drawn = np.frombuffer(self._draw.bytes(2 * values.numel()), dtype=np.uint16)
+            return None
+        least, count = round(rate * _LEVELS), math.prod(shape)
+        words = self._draw.integers(0, 2**64 - 1, size=-(-count // 4), dtype=np.uint64, endpoint=True)
         # A mask of numbers: bool ones are multiplied by at half the speed.
-        kept = torch.from_numpy((drawn >= least).view(np.uint8)).view(values.shape).to(values.dtype)
-        return values * kept.mul_(_LEVELS / (_LEVELS - least)) if least < _LEVELS else values * 0
+        drawn = torch.from_numpy((words.view(np.uint16)[:count] >= least).view(np.uint8))
+        return drawn.view(*shape).to(dtype).mul_(_LEVELS / (_LEVELS - least) if least < _LEVELS else 0.0)
 
 
 def seeds(count: int) -> list[int]:

@@ -12,15 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from rankwright.toolbox.engine import ragged
-from rankwright.toolbox.engine.batches import equal_runs
 from rankwright.toolbox.engine.noise import Noise, seeds
+from rankwright.toolbox.engine.stretches import LEVEL, Stretch, Stretches, stretches_of
 
 if TYPE_CHECKING:
     import torch
@@ -31,72 +29,6 @@ if TYPE_CHECKING:
 
 FAMILIES = ("BertForSequenceClassification", "RobertaForSequenceClassification", "XLMRobertaForSequenceClassification")
 """Classes that are computed here; any other is padded and masked by the caller."""
-
-_LEVEL = 0.7
-"""In training a group of pairs is padded for attention alone, where its shortest has at least this share of the
-longest: many small groups cost more in calls than the padding does."""
-
-
-@dataclass(frozen=True, eq=False)
-class _Stretch:
-    """Pairs that attend in one call: neighbours of a batch, longest first, of these `lengths`; rows start..stop."""
-
-    lengths: NDArray[np.int64]
-    start: int
-    stop: int
-
-    @property
-    def count(self) -> int:
-        return len(self.lengths)
-
-    @property
-    def longest(self) -> int:
-        return int(self.lengths[0])
-
-    @property
-    def level(self) -> bool:
-        return self.stop - self.start == self.count * self.longest
-
-    @cached_property
-    def _padding(self) -> tuple[Tensor, Tensor, Tensor]:
-        import torch
-
-        real = np.arange(self.longest)[None, :] < self.lengths[:, None]
-        places = np.zeros(real.shape, dtype=np.int64)
-        places[real] = np.arange(self.stop - self.start)
-        mask = torch.from_numpy(real)[:, None, None, :]
-        return torch.from_numpy(places.reshape(-1)), mask, torch.from_numpy(np.flatnonzero(real))
-
-    @cached_property
-    def _there(self) -> dict[torch.device, tuple[Tensor, Tensor, Tensor]]:
-        return {}
-
-    def padding(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-        """Which row stands at each place of (count, longest), which places are real (a mask), and their numbers.
-
-        Copied to a device once, and not in every layer: a GPU waits for each copy.
-        """
-        if device not in self._there:
-            places, mask, real = self._padding
-            self._there[device] = places.to(device), mask.to(device), real.to(device)
-        return self._there[device]
-
-
-class _Stretches(list[_Stretch]):
-    """A batch, cut into stretches."""
-
-    @cached_property
-    def _there(self) -> dict[torch.device, Tensor]:
-        return {}
-
-    def ends(self, device: torch.device) -> Tensor:
-        """Where each pair begins, and the end: int32 (pairs + 1,), copied to a device once."""
-        import torch
-
-        if device not in self._there:
-            ends = np.concatenate([[0], np.cumsum(np.concatenate([one.lengths for one in self]))]).astype(np.int32)
-            self._there[device] = torch.from_numpy(ends).to(device)
-        return self._there[device]
 
 
 def bare(model: Any) -> Any:
@@ -224,7 +156,7 @@ def logits(model: Any, batch: Tokens, tap: Tap | None = None) -> Tensor:
     from torch.utils.checkpoint import checkpoint
 
     model = bare(model)
-    stretches = stretches_of(batch.lengths, level=_LEVEL)
+    stretches = stretches_of(batch.lengths, level=LEVEL)
     hidden = embed(model, batch)
     layers = _body(model).encoder.layer
     anew = model.training and any(getattr(layer, "gradient_checkpointing", False) for layer in layers)
@@ -240,11 +172,15 @@ def logits(model: Any, batch: Tokens, tap: Tap | None = None) -> Tensor:
     return head(model, hidden).float()
 
 
-def _trained_layer(layer: Any, hidden: Tensor, stretches: _Stretches, firsts: Tensor | None, seed: int) -> Tensor:
+def _trained_layer(layer: Any, hidden: Tensor, stretches: Stretches, firsts: Tensor | None, seed: int) -> Tensor:
     """One layer through its own modules; of the last one the first tokens' rows alone, where `firsts` says which.
 
     Dropout is drawn from a seed, so that a layer computed anew draws the same.
     """
+    from rankwright.toolbox.engine import layer as written_out
+
+    if hidden.device.type == "cpu" and written_out.supported(layer):
+        return written_out.forward(layer, hidden, stretches, firsts, seed)
     own = layer.attention.self
     noise = Noise(seed)
     drop = (noise, own.dropout.p) if own.training and own.dropout.p else None
@@ -274,7 +210,7 @@ def _mixed(own: Any, hidden: Tensor) -> Tensor:
 
 def attend(
     mixed: Tensor,
-    stretches: _Stretches,
+    stretches: Stretches,
     heads: int,
     *,
     first_only: bool = False,
@@ -294,7 +230,7 @@ def attend(
 
 
 def _attend_one(
-    mixed: Tensor, stretch: _Stretch, heads: int, first_only: bool, drop: tuple[Noise, float] | None
+    mixed: Tensor, stretch: Stretch, heads: int, first_only: bool, drop: tuple[Noise, float] | None
 ) -> Tensor:
     """Attention of one stretch: its rows, or its pairs' first rows, (…, hidden)."""
     import torch
@@ -321,20 +257,6 @@ def _attend_one(
     return found if real is None or first_only else functional.embedding(real, found)
 
 
-def stretches_of(lengths: NDArray[np.int64], *, level: float) -> _Stretches:
-    """Cut a batch, longest first, where a pair is shorter than `level` of its stretch's longest (1: of one length)."""
-    if level < 1:
-        bounds = [0]
-        while bounds[-1] < len(lengths):
-            least = level * lengths[bounds[-1]]
-            bounds.append(int(np.searchsorted(-lengths, -least, side="right")))
-        cuts = list(pairwise(bounds))
-    else:
-        cuts = equal_runs(lengths)
-    ends = np.concatenate([[0], np.cumsum(lengths)])
-    return _Stretches(_Stretch(lengths[first:last], int(ends[first]), int(ends[last])) for first, last in cuts)
-
-
 def embed(model: Any, batch: Tokens) -> Tensor:
     """The hidden states before the first layer, (tokens, hidden)."""
     import torch
@@ -355,8 +277,9 @@ def embed(model: Any, batch: Tokens) -> Tensor:
         hidden = hidden + tables.token_type_embeddings.weight[0]
     else:
         hidden = hidden + rows(tables.token_type_embeddings, batch.types)
-    made: Tensor = tables.dropout(tables.LayerNorm(hidden))
-    return made
+    made: Tensor = tables.LayerNorm(hidden)
+    rate = tables.dropout.p if tables.dropout.training else 0.0
+    return Noise(*seeds(1)).drop(made, rate) if rate else made
 
 
 def head(model: Any, first_rows: Tensor) -> Tensor:
@@ -379,7 +302,7 @@ def means(batch: Tokens, hidden: Tensor) -> Tensor:
 
 def _level(hidden: Tensor) -> float:
     """On a CPU the pairs of a stretch have one length; a GPU would rather make fewer calls."""
-    return 1.0 if hidden.device.type == "cpu" else _LEVEL
+    return 1.0 if hidden.device.type == "cpu" else LEVEL
 
 
 def _body(model: Any) -> Any:
