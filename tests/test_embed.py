@@ -159,6 +159,30 @@ def test_weights_in_half_precision_are_computed_in_single(tiny_encoder, tmp_path
     assert np.abs(rows - rows.astype(np.float16)).max() > 0
 
 
+def test_a_lower_precision_has_vectors_of_its_own_near_those_of_fp32(tiny_encoder, tmp_path, computed):
+    exact = Encoder(str(tiny_encoder), device="cpu", cache=tmp_path).encode(TEXTS)
+    lower = Encoder(str(tiny_encoder), device="cpu", cache=tmp_path, precision="bf16").encode(TEXTS)
+    assert lower.dtype == np.float32
+    assert 0 < np.abs(lower - exact).max() < 0.05
+    computed.clear()
+    again = Encoder(str(tiny_encoder), device="cpu", cache=tmp_path, precision="bf16").encode(TEXTS)
+    np.testing.assert_array_equal(again, lower)
+    assert not computed
+
+
+@pytest.mark.parametrize("faster", ["fp32", "bf16"])
+def test_auto_takes_what_is_faster_here(tiny_encoder, tmp_path, monkeypatch, faster):
+    expected = Encoder(str(tiny_encoder), device="cpu", precision=faster).encode(TEXTS)
+    monkeypatch.setattr(embed, "choose_precision", lambda wanted, device, cache: (faster, "measured"))
+    found = Encoder(str(tiny_encoder), device="cpu", cache=tmp_path, precision="auto").encode(TEXTS)
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_a_precision_that_the_device_has_not_is_told(tiny_encoder, tmp_path):
+    with pytest.raises(ConfigError, match="fp16"):
+        Encoder(str(tiny_encoder), device="cpu", cache=tmp_path, precision="fp16").encode(TEXTS)
+
+
 def test_no_texts_make_no_rows(tiny_encoder, tmp_path):
     assert Encoder(str(tiny_encoder), device="cpu").encode([]).shape == (0, 32)
     assert Encoder(str(tiny_encoder), device="cpu", cache=tmp_path).encode([]).shape == (0, 32)

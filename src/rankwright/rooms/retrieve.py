@@ -403,7 +403,13 @@ def _run_scorer(runs: Sequence[Run]) -> PairScorer:
 def _encoder(retriever: DenseRetriever, context: RetrieveContext) -> Encoder:
     from rankwright.toolbox.embed import Encoder
 
-    return Encoder(retriever.model, device=context.device, cache=context.cache, batch_size=retriever.batch_size)
+    return Encoder(
+        retriever.model,
+        device=context.device,
+        cache=context.cache,
+        batch_size=retriever.batch_size,
+        precision=retriever.precision,
+    )
 
 
 def _encode_queries(encoder: Encoder, retriever: DenseRetriever, texts: Sequence[str], what: str) -> Scores:

@@ -11,6 +11,7 @@ from pydantic import (
 )
 
 from rankwright.sections.words import (
+    Precision,
     Section,
     Split,
 )
@@ -45,6 +46,7 @@ class DenseRetriever(Section):
     query_length: int | None = Field(None, ge=4, description="tokens; default: the model's own limit")
     document_length: int | None = Field(None, ge=4, description="tokens; default: the model's own limit")
     batch_size: int = Field(64, ge=1, description="texts encoded together")
+    precision: Precision = Field("fp32", description="auto: bf16 where it is faster; vectors move a little")
 
 
 class Bm25Retriever(Section):

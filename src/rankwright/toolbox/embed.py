@@ -1,8 +1,8 @@
 """Texts -> vectors of a sentence-transformers encoder, each text encoded once and kept.
 
-In come a model reference and texts; out go float32 rows, one a text. Vectors are cached by content: the
-folder's name stands for the weights, the prompt and the length, the key for the text. The device and the batch size
-are not part of it, though they move the last bits of a vector.
+In come a model reference and texts; out go float32 rows, one a text. Vectors are cached by content: the folder's
+name stands for the weights, the prompt, the length and the precision, the key for the text. The device and the batch
+size are not part of it, though they move the last bits of a vector.
 
 It does not know what a query or a document is, nor what is done with the vectors.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,7 @@ import numpy as np
 from rankwright.core import content_hash
 from rankwright.errors import ModelError, first_line
 from rankwright.toolbox import weights
-from rankwright.toolbox.device import choose_device
+from rankwright.toolbox.device import autocast, choose_device, choose_precision
 from rankwright.toolbox.legible import complaint
 from rankwright.toolbox.progress import bar, say
 from rankwright.toolbox.store import Rows, RowStore, content_keys, fill
@@ -36,17 +37,25 @@ CHUNK = 2048
 class Encoder:
     """The encoder behind `reference` (a folder, a hub id or ``offline``), loaded when a text is new.
 
-    Vectors are as the model's own pipeline makes them, in fp32: unit length where it has a Normalize module,
-    and not otherwise. Without a `cache` folder every call computes all of its texts.
+    Vectors are as the model's own pipeline makes them: unit length where it has a Normalize module, and not
+    otherwise. `precision` is what its products are computed in, ``auto`` bf16 where that is faster. Without a `cache`
+    folder every call computes all of its texts.
 
     Raises:
         ModelError: no such model, here or when it is loaded.
     """
 
     def __init__(
-        self, reference: str, *, device: str = "auto", cache: Path | None = None, batch_size: int = 64
+        self,
+        reference: str,
+        *,
+        device: str = "auto",
+        cache: Path | None = None,
+        batch_size: int = 64,
+        precision: str = "fp32",
     ) -> None:
         self.reference = reference
+        self._wanted = precision
         self._folder = weights.locate(reference)
         self._device = device
         self._cache = cache
@@ -87,11 +96,20 @@ class Encoder:
     def _store(self, cache: Path, prompt: str, max_tokens: int | None) -> RowStore:
         """The store of these settings. `about.json` keeps the width, so that a full store needs no model."""
         settings = {"weights": weights.fingerprint(self._folder), "prompt": prompt, "max_tokens": max_tokens}
+        if self._precision != "fp32":
+            settings["precision"] = self._precision
         folder = cache / "embeddings" / content_hash([json.dumps(settings, sort_keys=True)])
         about = folder / "about.json"
         if not about.exists():
             write_json(about, {"model": self.reference, **settings, "width": self._width()})
         return RowStore(folder, int(json.loads(about.read_text())["width"]))
+
+    @cached_property
+    def _precision(self) -> str:
+        """What is computed in; raises ConfigError where the device cannot."""
+        if self._wanted == "fp32":
+            return "fp32"
+        return choose_precision(self._wanted, choose_device(self._device), self._cache)[0]
 
     def _width(self) -> int:
         return int(self._compute(["width"], "", None).shape[1])
@@ -112,7 +130,7 @@ class Encoder:
 
     def _compute(self, texts: Sequence[str], prompt: str, max_tokens: int | None) -> Rows:
         model = self._loaded()
-        with _cut_at(model, max_tokens, self.reference):
+        with _cut_at(model, max_tokens, self.reference), autocast(str(model.device), self._precision):
             rows = model.encode(
                 list(texts), prompt=prompt, batch_size=self._batch_size, show_progress_bar=False
             ).astype(np.float32, copy=False)
