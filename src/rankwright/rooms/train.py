@@ -139,6 +139,7 @@ class _Loop:
         try:
             return self._run()
         finally:
+            heap.let_go()
             if self.active:
                 self.active.close()
 

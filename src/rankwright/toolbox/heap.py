@@ -1,8 +1,8 @@
 """When freed memory goes back: kept at hand while a training makes the same tensors in every step, else given back.
 
-In: nothing, or a device. Out: nothing but what the process holds. glibc gives large blocks back to the system as soon
-as they are freed, and has to ask for their pages, zeroed, when the next tensor wants them: a tenth of a training step
-with XLM-R's shape. Without glibc nothing is done on a CPU. It does not know what the memory is used for.
+In: nothing, or a device. Out: nothing but what the process holds. glibc gives the end of its heap back to the system
+as soon as it is free, and has to ask for the pages, zeroed, when the next tensor wants them: a tenth of a training
+step with XLM-R's shape. Without glibc nothing is done on a CPU. It does not know what the memory is used for.
 """
 
 from __future__ import annotations
@@ -12,15 +12,25 @@ import ctypes
 import gc
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of malloc.h
-_KEPT = 1 << 30
+_BLOCK = 1 << 25
+"""Bytes from which on a block has pages of its own, which always go back: the most that glibc comes to by itself."""
 
 
 def hold() -> None:
-    """From here on, for the whole process: keep freed memory for the next tensors, up to 1 GiB at the heap's end."""
+    """From here on, for the whole process: keep up to 1 GiB of freed memory for the next tensors."""
+    _keep(1 << 30)
+
+
+def let_go() -> None:
+    """From here on keep twice the largest block, as glibc does by itself; what is held so far goes with `release`."""
+    _keep(2 * _BLOCK)
+
+
+def _keep(most: int) -> None:
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")
-        for threshold in (_TRIM_THRESHOLD, _MMAP_THRESHOLD):
-            libc.mallopt(threshold, _KEPT)
+        libc.mallopt(_TRIM_THRESHOLD, most)
+        libc.mallopt(_MMAP_THRESHOLD, _BLOCK)
 
 
 def release(device: str, *, cycles: bool = False) -> None:
