@@ -216,8 +216,10 @@ class Reranking:
         section = self.site.experiment.general
         assert section
         elsewhere = read(section.source, Splits(), dedupe=True).collection
+        settled = self.site.boxes.decisions()  # of so few pairs nothing could be compared
         scorers = {
-            arm: self.site.scorer(model, max_length=section.max_length) for arm, model in self.site.plan.arms.items()
+            arm: self.site.scorer(model, max_length=section.max_length, decision=settled.get(arm))
+            for arm, model in self.site.plan.arms.items()
         }
         called = {arm: partial(scorer, what=f"general, {arm}") for arm, (scorer, _) in scorers.items()}
         found = general(elsewhere, called, section)
