@@ -45,20 +45,6 @@ def test_the_fastest_way_comes_first_and_fp32_last(machine, word):
     assert names() == ["openvino int8+bf16", "openvino bf16", "torch fp32"]
 
 
-def test_a_model_that_is_soon_forgotten_is_not_converted_where_torch_is_fast_too(machine, monkeypatch):
-    def names(device="cpu"):
-        return [step.name for step in choose.backends("balanced", device, keep=False)]
-
-    machine(vino=True, bf16=True, int8=True)
-    assert names() == ["torch bf16", "torch fp32"]
-    monkeypatch.setattr(choose, "choose_precision", lambda *_: ("fp32", ""))  # OpenVINO's alone is faster
-    assert names() == ["openvino int8+bf16", "openvino bf16", "torch fp32"]
-    machine(vino=True, int8=True)
-    assert names() == ["openvino int8", "torch fp32"]
-    machine(bf16=True, onnxruntime=True)
-    assert names() == ["torch bf16", "onnx fp32", "torch fp32"]
-
-
 def test_exact_is_fp32_alone_whatever_the_machine_has(machine):
     machine(vino=True, bf16=True)
     assert [step.name for step in choose.backends("exact", "cpu")] == ["torch fp32"]

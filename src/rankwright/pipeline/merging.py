@@ -125,7 +125,6 @@ class Merging:
             max_length=rerank.max_length,
             precision=rerank.precision,
             labels=self.site.guard_labels(),
-            keep_graphs=False,  # of each point
         )
         orders = 2 if rerank.both_orders else 1
         return scorer.decide(asked.pairs, total=each * orders * (self._section().steps + 1))

@@ -8,9 +8,6 @@ ranks as fp32 does. It does not know whether one does, nor what is scored.
     cuda        torch bf16 where the hardware has it; torch fp32
     mps         torch fp32
 
-Of a model that is soon forgotten no graph is kept, and on a CPU torch's bf16 comes before OpenVINO where it is faster
-than fp32: it is nearly as fast (MiniLM 515 and 579 pairs a second), and needs no conversion of some seconds.
-
 int8 is OpenVINO's, with scales of the activations found at run time: it kept 0.98 of the top ten where static scales,
 calibrated by NNCF, kept 0.96 (a MiniLM trained on `seealso:`). So ``balanced`` may take it too, by its own thresholds.
 """
@@ -80,7 +77,7 @@ def backends(word: str, device: str, cache: Path | None = None, *, keep: bool = 
     With a `cache` folder, what was measured of the processor is kept there and, where they are to `keep`, converted
     models. The latter only for models that are as their folder has them.
     """
-    names = [FP32] if word == "exact" else [*_faster(device, cache, keep), FP32]
+    names = [FP32] if word == "exact" else [*_faster(device, cache), FP32]
     return [step(name, cache, keep=keep) for name in names]
 
 
@@ -97,22 +94,16 @@ def step(name: str, cache: Path | None = None, *, keep: bool = True) -> Step:
     return Step(name, partial(_MAKERS[library], precision=precision, cache=cache if keep else None))
 
 
-def _faster(device: str, cache: Path | None, keep: bool) -> list[str]:
-    """What is faster than fp32 on this device; `keep` is whether a conversion would be used again."""
+def _faster(device: str, cache: Path | None) -> list[str]:
+    """What is faster than fp32 on this device."""
     if device != "cpu":
         return ["torch bf16"] if choose_precision("auto", device)[0] == "bf16" else []
-    vino = openvino.available()
-    if not (keep and vino) and choose_precision("auto", device, cache)[0] == "bf16":
-        return ["torch bf16"] if vino else ["torch bf16", *_by_onnx()]
-    if not vino:
-        return _by_onnx()
-    if openvino.bf16_pays(cache):
-        return ["openvino int8+bf16", "openvino bf16"]
-    return ["openvino int8"] if openvino.int8_pays(cache) else []
-
-
-def _by_onnx() -> list[str]:
-    return ["onnx fp32"] if onnx.available() else []
+    if openvino.available():
+        if openvino.bf16_pays(cache):
+            return ["openvino int8+bf16", "openvino bf16"]
+        return ["openvino int8"] if openvino.int8_pays(cache) else []
+    halved = ["torch bf16"] if choose_precision("auto", device, cache)[0] == "bf16" else []
+    return [*halved, *(["onnx fp32"] if onnx.available() else [])]
 
 
 def _torch(reranker: Reranker, precision: str, cache: Path | None) -> engine.Backend:
