@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 
@@ -28,7 +30,7 @@ def made(rate=0.0, activation="gelu", dtype=torch.float64):
     return layer
 
 
-def computed(layer, lengths, first_only=False, bf16=False):
+def computed(layer, lengths, first_only=False, bf16=False, modules=None):
     """Hidden states and all gradients of a layer, by name; of the hidden states too."""
     stretches = stretches_of(np.array(lengths), level=LEVEL)
     dtype = next(layer.parameters()).dtype
@@ -36,7 +38,7 @@ def computed(layer, lengths, first_only=False, bf16=False):
     hidden.requires_grad_()
     firsts = torch.from_numpy(np.cumsum([0, *lengths[:-1]])) if first_only else None
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
-        found = packed._trained_layer(layer, hidden, stretches, firsts, 5)
+        found = (modules or written_out.forward)(layer, hidden, stretches, firsts, 5)
     weights = torch.randn(found.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     layer.zero_grad()
     (found.double() * weights).sum().backward()
@@ -47,13 +49,8 @@ def computed(layer, lengths, first_only=False, bf16=False):
 @pytest.fixture
 def by_modules(monkeypatch):
     """The same by the layer's own modules."""
-
-    def compute(*arguments, **options):
-        with monkeypatch.context() as patched:
-            patched.setattr(written_out, "supported", lambda layer: False)
-            return computed(*arguments, **options)
-
-    return compute
+    monkeypatch.setattr(written_out, "pays", lambda layer: False)
+    return partial(computed, modules=packed._trained_layer)
 
 
 @pytest.mark.parametrize("first_only", [False, True])
@@ -130,3 +127,37 @@ def test_other_layers_are_left_to_their_modules():
     rounded = made()
     rounding.switch(rounded, on=True)
     assert not written_out.supported(rounded)
+
+
+@pytest.mark.parametrize(
+    ("rate", "training", "gradients", "expected"),
+    [
+        (0.1, True, True, 1),
+        (0.0, True, True, 0),
+        (0.1, False, True, 0),
+        (0.1, True, False, 0),
+    ],
+)
+def test_it_is_taken_for_training_with_dropout_alone(monkeypatch, rate, training, gradients, expected):
+    forward, calls = written_out.forward, []
+    monkeypatch.setattr(written_out, "forward", lambda *given: calls.append(1) or forward(*given))
+    layer = made(rate).train(training)
+    with torch.set_grad_enabled(gradients):
+        packed._trained_layer(
+            layer, torch.ones(5, HIDDEN, dtype=torch.float64), stretches_of(np.array([5]), level=1), None, 1
+        )
+    assert len(calls) == expected
+
+
+def test_no_view_of_all_rows_is_kept_for_one_pair():
+    from rankwright.toolbox.footprint import saved_bytes
+
+    layer = made(0.1)
+    own = {parameter.untyped_storage().data_ptr() for parameter in layer.parameters()}
+
+    def saved(lengths):
+        hidden = torch.ones(sum(lengths), HIDDEN, dtype=torch.float64, requires_grad=True)
+        stretches = stretches_of(np.array(lengths), level=LEVEL)
+        return saved_bytes(lambda: written_out.forward(layer, hidden, stretches, None, 1), own)
+
+    assert saved([60] * 30 + [20]) < saved([60] * 30 + [20, 20])

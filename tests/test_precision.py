@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -13,6 +13,7 @@ import rankwright as rw
 from rankwright.pipeline import judging
 from rankwright.toolbox.engine import guard
 from rankwright.toolbox.engine.guard import Decision
+from rankwright.toolbox.scorer import CachedScorer
 
 
 @dataclass(frozen=True)
@@ -123,3 +124,35 @@ def test_a_run_that_is_smaller_than_its_sample_is_exact_and_says_so(begun, monke
     assert decided["exact"]
     assert result.table["provenance"]["precision"] == f"balanced; torch fp32 ({decided['why']})"
     assert "too few to try a faster way on" in decided["why"]
+
+
+def general_ways(folder):
+    found = json.loads((folder / "general/precision.json").read_text())
+    return {own["backend"] for own in found.values()}
+
+
+def test_general_computes_as_rerank_did(begun):
+    _, folder = begun("balanced")
+    assert general_ways(folder) == {"bf16"}
+
+
+def test_where_arms_were_scored_in_different_ways_general_is_exact(begun, monkeypatch):
+    decide = CachedScorer.decide
+
+    def one_in_fp32(self, pairs, **options):
+        found = decide(self, pairs, **options)
+        if self.folder.parent.name == "finetuned":
+            self._settled = found = replace(found, backend="torch fp32")
+        return found
+
+    monkeypatch.setattr(CachedScorer, "decide", one_in_fp32)
+    _, folder = begun("balanced")
+    own = json.loads((folder / "rerank/precision.json").read_text())
+    assert {values["backend"] for values in own.values()} == {"bf16", "torch fp32"}
+    assert general_ways(folder) == {"torch fp32"}
+
+
+def test_a_way_that_this_machine_lacks_is_not_followed(begun, monkeypatch):
+    monkeypatch.setattr(CachedScorer, "has", lambda self, way: False)
+    _, folder = begun("balanced")
+    assert general_ways(folder) == {"torch fp32"}

@@ -104,6 +104,12 @@ def test_half_precision_without_a_gpu(small, tmp_path):
     stops(small, tmp_path, ConfigError, r"train\.finetuned\.precision: fp16 needs a GPU")
 
 
+def test_half_precision_of_an_encoder_without_a_gpu(small, tmp_path):
+    (name,) = [name for name, section in small["retrieve"].items() if section["kind"] == "dense"][:1]
+    small["retrieve"][name]["precision"] = "fp16"
+    stops(small, tmp_path, ConfigError, rf"retrieve\.{name}\.precision: fp16 needs a GPU")
+
+
 def test_what_diagnosis_measures(small, tmp_path):
     small["diagnose"] = {**small["diagnose"], "metric": "ndgc@10"}
     with pytest.raises(ConfigError, match="did you mean ndcg@10"):

@@ -294,6 +294,19 @@ def test_a_run_that_is_scored_in_parts_is_decided_on_as_a_whole(tiny_reranker, t
     assert len(said) == 1
 
 
+def test_what_another_rule_decided_is_decided_anew(tiny_reranker, tmp_path, ladder, said, monkeypatch):
+    def decided():
+        shutil.rmtree(tmp_path / "scores", ignore_errors=True)
+        return scorer(tiny_reranker, tmp_path, precision="balanced", max_length=64).decide(RUN).backend
+
+    ladder[0].noise = 9.0
+    assert decided() == "bf16"
+    ladder[0].noise = 0.0
+    assert decided() == "bf16"
+    monkeypatch.setitem(guard._RULES, "balanced", guard._RULES["balanced"]._replace(clear=0.98))
+    assert decided() == "int8"
+
+
 def test_a_decision_of_another_time_is_followed_without_a_comparison(tiny_reranker, tmp_path, ladder, said):
     made = scorer(tiny_reranker, tmp_path / "a", precision="balanced", max_length=64).decide(RUN)
     ladder[0].noise = 1e-6

@@ -17,7 +17,7 @@ from pathlib import Path
 from rankwright.errors import ConfigError, DataError, MissingExtraError, ModelError, RankwrightError
 from rankwright.plan import BLENDED, RETRIEVAL, Model, Plan
 from rankwright.rooms.blend import FUSED, RRF
-from rankwright.sections import Experiment
+from rankwright.sections import DenseRetriever, Experiment
 from rankwright.toolbox.device import choose_device
 from rankwright.toolbox.exits import ExitHead, refuse_layer
 from rankwright.toolbox.formats import refuse_absent, trec
@@ -49,6 +49,8 @@ class Preflight:
             RankwrightError: of the kind of that stage's error.
         """
         experiment = self.experiment
+        if self.wants("retrieve") and not self.made("retrieve"):
+            self._retrievers()
         if self.wants("train"):
             self._precisions()
             self._exits()
@@ -85,12 +87,20 @@ class Preflight:
                     hint=f"rerank: {{arms: {{{others}}}}}, or a training with recipe: distill in its place",
                 )
 
+    def _retrievers(self) -> None:
+        for name, retriever in self.experiment.retrieve.items():
+            if isinstance(retriever, DenseRetriever) and retriever.precision == "fp16":
+                self._refuse_fp16(f"retrieve.{name}")
+
     def _precisions(self) -> None:
         for name, training in self.experiment.train.items():
             if training.precision != "fp16" or self.made(f"train/{name}"):  # perhaps elsewhere, to be used here
                 continue
-            if choose_device(self.experiment.device) == "cpu":
-                raise ConfigError(f"train.{name}.precision: fp16 needs a GPU", hint="precision: auto")
+            self._refuse_fp16(f"train.{name}")
+
+    def _refuse_fp16(self, where: str) -> None:
+        if choose_device(self.experiment.device) == "cpu":
+            raise ConfigError(f"{where}.precision: fp16 needs a GPU", hint="precision: auto")
 
     def _exits(self) -> None:
         """An exit head's layer, where the base's configuration lies here; else the training will say it."""

@@ -216,14 +216,25 @@ class Reranking:
         section = self.site.experiment.general
         assert section
         elsewhere = read(section.source, Splits(), dedupe=True).collection
-        settled = self.site.boxes.decisions()  # of so few pairs nothing could be compared
         scorers = {
-            arm: self.site.scorer(model, max_length=section.max_length, decision=settled.get(arm))
-            for arm, model in self.site.plan.arms.items()
+            arm: self.site.scorer(model, max_length=section.max_length) for arm, model in self.site.plan.arms.items()
         }
+        settled = self._settled()
+        if all(arm in settled and cached.has(settled[arm].backend) for arm, (_, cached) in scorers.items()):
+            for arm, (_, cached) in scorers.items():
+                cached.follow(settled[arm])
         called = {arm: partial(scorer, what=f"general, {arm}") for arm, (scorer, _) in scorers.items()}
         found = general(elsewhere, called, section)
         self.site.boxes.save_general(out, found)
         decided = {arm: cached.decision for arm, (_, cached) in scorers.items()}
         self.site.boxes.save_decisions(out, {arm: decision for arm, decision in decided.items() if decision})
         return found.lines()
+
+    def _settled(self) -> dict[str, Decision]:
+        """How `rerank` computed, if in one way for all arms: they are held against each other.
+
+        Its pairs were enough to compare by, which those of `general` seldom are. Nothing where it did not compare.
+        """
+        decisions = self.site.boxes.decisions()
+        one_way = len({decision.backend for decision in decisions.values()}) == 1
+        return decisions if one_way and all(decision.tried for decision in decisions.values()) else {}

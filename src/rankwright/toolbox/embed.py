@@ -38,11 +38,12 @@ class Encoder:
     """The encoder behind `reference` (a folder, a hub id or ``offline``), loaded when a text is new.
 
     Vectors are as the model's own pipeline makes them: unit length where it has a Normalize module, and not
-    otherwise. `precision` is what its products are computed in, ``auto`` bf16 where that is faster. Without a `cache`
-    folder every call computes all of its texts.
+    otherwise. `precision` is what its products are computed in, ``auto`` bf16 where that is faster; in less than fp32 a
+    length may be off by a few thousandths. Without a `cache` folder every call computes all of its texts.
 
     Raises:
         ModelError: no such model, here or when it is loaded.
+        ConfigError: in `encode`, a device that is not there or does not compute in that precision.
     """
 
     def __init__(
@@ -109,7 +110,10 @@ class Encoder:
         """What is computed in; raises ConfigError where the device cannot."""
         if self._wanted == "fp32":
             return "fp32"
-        return choose_precision(self._wanted, choose_device(self._device), self._cache)[0]
+        device = choose_device(self._device)
+        found, why = choose_precision(self._wanted, device, self._cache)
+        say(f"{self.reference}: {found} on {device} ({why})")
+        return found
 
     def _width(self) -> int:
         return int(self._compute(["width"], "", None).shape[1])

@@ -100,6 +100,14 @@ class CachedScorer:
         self._settled = self._settled or self._choose(pairs, content_keys(pairs), total)
         return self._settled
 
+    def has(self, way: str) -> bool:
+        """Whether this machine may compute so, by the word."""
+        return way in [step.name for step in self._ladder()]
+
+    def follow(self, decision: Decision) -> None:
+        """Settle, by what was decided elsewhere, how all scores from here on are computed."""
+        self._settled = decision
+
     def __call__(self, pairs: Pairs, *, what: str = "score") -> NDArray[np.float32]:
         """Score the pairs that the cache lacks, in chunks that survive a kill, and return all.
 
@@ -156,7 +164,7 @@ class CachedScorer:
         """What a decision holds for."""
         judged = content_hash([repr(ranking.judged) for ranking in sample.rankings])
         pairs = content_hash([keys.tobytes().hex(), str(sample.pairs)])
-        asked = [self.word, pairs, judged, *(step.name for step in self._ladder())]
+        asked = [self.word, guard.rule(self.word), pairs, judged, *(step.name for step in self._ladder())]
         return content_hash([*self._scored_by(), *asked])
 
     def _scored_by(self) -> list[str]:

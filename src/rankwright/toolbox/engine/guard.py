@@ -172,6 +172,11 @@ class _Rule(NamedTuple):
 _RULES = {"balanced": _Rule(0.95, 0.002, 0.97), "fast": _Rule(0.90, 0.005, 0.95)}
 
 
+def rule(word: str) -> str:
+    """All that a decision by this word hangs on beside the scores: what was decided by another rule is none."""
+    return repr((_RULES.get(word), QUERIES, CANDIDATES, RATIO, RATIO_INT8, _UNCLEAR))
+
+
 def _order(scores: NDArray[np.float32]) -> NDArray[np.int64]:
     order: NDArray[np.int64] = np.argsort(-scores.astype(np.float64), kind="stable")
     return order

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from rankwright.toolbox.engine.noise import Noise
@@ -43,7 +44,7 @@ class Plan:
     @property
     def precise(self) -> torch.dtype:
         """What softmax is computed in."""
-        return torch.float32 if self.dtype == torch.bfloat16 else self.dtype
+        return torch.promote_types(self.dtype, torch.float32)
 
 
 def supported(layer: Any) -> bool:
@@ -51,6 +52,11 @@ def supported(layer: Any) -> bool:
     linears = all(type(one) is nn.Linear for one in _linears(layer))
     norms = all(type(one) is nn.LayerNorm for one in _norms(layer))
     return linears and norms and type(layer.intermediate.intermediate_act_fn).__name__ == "GELUActivation"
+
+
+def pays(layer: Any) -> bool:
+    """Whether it is supported, and attention draws: else the modules have the better kernel."""
+    return _rate(layer.attention.self) > 0 and supported(layer)
 
 
 def forward(layer: Any, hidden: Tensor, stretches: Stretches, firsts: Tensor | None, seed: int) -> Tensor:
@@ -135,6 +141,7 @@ class _Layer(torch.autograd.Function):
         return found
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         plan: Plan = ctx.plan
         hidden, context, first, mean, scale, dropped, between, wide, active, *others = ctx.saved_tensors
@@ -201,7 +208,8 @@ def _attend(rows: Tensor, stretch: Stretch, plan: Plan, noise: Noise) -> tuple[T
     places, mask, real = (None, None, None) if stretch.level else stretch.padding(rows.device)
     if places is not None:
         rows = rows.index_select(0, places)
-    laid = rows.view(count, longest, 3, heads, -1).permute(2, 0, 3, 1, 4).reshape(3, count * heads, longest, -1)
+    laid = rows.view(count, longest, 3, heads, -1).permute(2, 0, 3, 1, 4).contiguous()  # no view of all rows is kept
+    laid = laid.view(3, count * heads, longest, -1)
     query, key, value = laid.unbind()
     asked = query if plan.firsts is None else query[:, :1]
     logits = torch.bmm(asked, key.transpose(1, 2)).to(plan.precise).mul_(query.shape[-1] ** -0.5)

@@ -3,7 +3,8 @@
 In: a BERT, RoBERTa or XLM-R classifier with one label, and `Tokens`. Out: one logit a pair, the model's own up to
 rounding. All linear layers run over (tokens, hidden); attention runs over the pairs of one length together; in the
 last layer only the first token's row is computed, which is all that the head reads. `Packed` is for scoring, with
-weights cast and joined once; `logits` is for training, with the model's own modules, dropout and gradients.
+weights cast and joined once; `logits` is for training, with dropout and gradients, through `layer` or the model's own
+modules.
 
 Knows nothing of texts, tokenizers, windows or what the logits are for.
 """
@@ -173,13 +174,16 @@ def logits(model: Any, batch: Tokens, tap: Tap | None = None) -> Tensor:
 
 
 def _trained_layer(layer: Any, hidden: Tensor, stretches: Stretches, firsts: Tensor | None, seed: int) -> Tensor:
-    """One layer through its own modules; of the last one the first tokens' rows alone, where `firsts` says which.
+    """One layer, written out or through its own modules; of the last one the rows of `firsts` alone, where there are.
 
     Dropout is drawn from a seed, so that a layer computed anew draws the same.
     """
+    import torch
+
     from rankwright.toolbox.engine import layer as written_out
 
-    if hidden.device.type == "cpu" and written_out.supported(layer):
+    # Without dropout of attention, or gradients, torch has a kernel that keeps no shares: faster with long pairs.
+    if hidden.device.type == "cpu" and torch.is_grad_enabled() and written_out.pays(layer):
         return written_out.forward(layer, hidden, stretches, firsts, seed)
     own = layer.attention.self
     noise = Noise(seed)
