@@ -171,11 +171,14 @@ def test_a_lower_precision_has_vectors_of_its_own_near_those_of_fp32(tiny_encode
 
 
 @pytest.mark.parametrize("faster", ["fp32", "bf16"])
-def test_auto_takes_what_is_faster_here(tiny_encoder, tmp_path, monkeypatch, faster):
+def test_auto_takes_what_is_faster_here_and_says_so_once(tiny_encoder, tmp_path, monkeypatch, capfd, faster):
     expected = Encoder(str(tiny_encoder), device="cpu", precision=faster).encode(TEXTS)
     monkeypatch.setattr(embed, "choose_precision", lambda wanted, device, cache: (faster, "measured"))
-    found = Encoder(str(tiny_encoder), device="cpu", cache=tmp_path, precision="auto").encode(TEXTS)
-    np.testing.assert_array_equal(found, expected)
+    for _ in range(2):  # the second time nothing is computed
+        found = Encoder(str(tiny_encoder), device="cpu", cache=tmp_path, precision="auto").encode(TEXTS)
+        np.testing.assert_array_equal(found, expected)
+    told = "".join(capfd.readouterr())
+    assert told.count(f"{faster} (measured)") == 1
 
 
 def test_a_precision_that_the_device_has_not_is_told(tiny_encoder, tmp_path):

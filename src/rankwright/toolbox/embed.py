@@ -106,14 +106,15 @@ class Encoder:
         return RowStore(folder, int(json.loads(about.read_text())["width"]))
 
     @cached_property
-    def _precision(self) -> str:
-        """What is computed in; raises ConfigError where the device cannot."""
+    def _chosen(self) -> tuple[str, str]:
+        """The precision and the reason; raises ConfigError where the device cannot."""
         if self._wanted == "fp32":
-            return "fp32"
-        device = choose_device(self._device)
-        found, why = choose_precision(self._wanted, device, self._cache)
-        say(f"{self.reference}: {found} on {device} ({why})")
-        return found
+            return "fp32", "the reference"
+        return choose_precision(self._wanted, choose_device(self._device), self._cache)
+
+    @property
+    def _precision(self) -> str:
+        return self._chosen[0]
 
     def _width(self) -> int:
         return int(self._compute(["width"], "", None).shape[1])
@@ -124,10 +125,12 @@ class Encoder:
         return self._model
 
     def _look(self, texts: Sequence[str]) -> None:
-        """Say, once, that the texts cannot be read."""
+        """Say, once, in which precision, and that the texts cannot be read."""
         if self._looked:
             return
         self._looked = True
+        if self._wanted != "fp32":
+            say("{}: {} ({})".format(self.reference, *self._chosen))
         tokenizer = getattr(self._loaded(), "tokenizer", None)  # not every first module has one
         if tokenizer is not None and (told := complaint(self.reference, tokenizer, texts)):
             say(told)
