@@ -20,6 +20,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from rankwright.toolbox.engine.noise import Noise
+from rankwright.toolbox.engine.products import exact_gelu
 from rankwright.toolbox.engine.stretches import Stretch, Stretches
 
 _aten = torch.ops.aten
@@ -51,7 +52,7 @@ def supported(layer: Any) -> bool:
     """Whether `forward` computes what a layer's modules do: plain linear layers and norms, and the exact GELU."""
     linears = all(type(one) is nn.Linear for one in _linears(layer))
     norms = all(type(one) is nn.LayerNorm for one in _norms(layer))
-    return linears and norms and type(layer.intermediate.intermediate_act_fn).__name__ == "GELUActivation"
+    return linears and norms and exact_gelu(layer.intermediate.intermediate_act_fn)
 
 
 def pays(layer: Any) -> bool:
