@@ -1178,19 +1178,42 @@ def test_an_automatic_precision_is_remembered_in_the_cache(still, tmp_path, monk
 
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
 def test_every_step_and_every_evaluation_computes_in_the_precision_chosen(still, tmp_path, monkeypatch, precision):
-    logits, seen = room.packed.logits, []
+    logits, backend, steps, evaluations = room.packed.logits, room.TorchBackend, [], []
 
     def watching(model, *arguments, **options):
-        found = logits(model, *arguments, **options)
-        seen.append((model.training, torch.is_autocast_enabled("cpu")))
-        return found
+        steps.append((model.training, torch.is_autocast_enabled("cpu")))
+        return logits(model, *arguments, **options)
+
+    def scoring(model, pad_id, computed):
+        evaluations.append((model.training, computed))
+        return backend(model, pad_id, computed)
 
     monkeypatch.setattr(room.packed, "logits", watching)
+    monkeypatch.setattr(room, "TorchBackend", scoring)
     trained = run(groups(16), watched(precision=precision), still, tmp_path, dev_set())
-    assert {training for training, _ in seen} == {True, False}
-    assert {on for _, on in seen} == {precision == "bf16"}
+    assert set(steps) == {(True, precision == "bf16")}
+    assert set(evaluations) == {(False, precision)}
     assert trained.precision == precision
     assert {tensor.dtype for tensor in weights(trained.model).values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("wrapped", [{}, {"lora": {"rank": 2}}, {"quantization_aware": True}])
+def test_dev_is_scored_by_the_weights_as_they_are_through_whatever_wraps_them(still, tmp_path, wrapped):
+    loop = room._Loop(groups(4), section(**wrapped), still, None, room.Workbench(tmp_path, device="cpu"))
+    loop._prepare()
+    loop._round(on=bool(loop.section.rounded_share))
+    pairs = room.pairs_of(loop.groups, [False] * len(loop.groups))
+    before = loop._score(pairs)
+    with torch.no_grad():
+        for parameter in loop._bare().parameters():
+            parameter.add_(torch.randn_like(parameter) / 20)
+    loop._bare().eval()
+    with torch.no_grad():
+        expected = loop._logits(loop.texts.of(pairs)).numpy()
+    np.testing.assert_allclose(loop._score(pairs), expected, atol=1e-4)
+    assert np.abs(before - expected).max() > 1e-3
+    assert (loop._as_scoring_does() is None) == bool(wrapped)
+    loop.active.close()
 
 
 def test_one_training_after_another_may_have_another_precision(still, tmp_path):
@@ -1253,6 +1276,7 @@ def test_dev_pairs_without_room_are_scored_fewer_tokens_at_a_time(still, tmp_pat
         return forward(model, tokens, **options)
 
     monkeypatch.setattr(room, "forward_tokens", limited)
+    monkeypatch.setattr(room._Loop, "_as_scoring_does", lambda loop: None)  # as on a GPU
     loop = room._Loop(groups(4), section(), still, None, room.Workbench(tmp_path, device="cpu"))
     loop._prepare()
     pairs = room.pairs_of(loop.groups, [False] * len(loop.groups))

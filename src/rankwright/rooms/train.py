@@ -9,8 +9,9 @@ mean of the last weights. It does not know where groups come from, how arms are 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,7 @@ from rankwright.toolbox.active import ActiveRows
 from rankwright.toolbox.device import choose_device, choose_precision
 from rankwright.toolbox.devset import DevSet as DevSet
 from rankwright.toolbox.engine import packed
-from rankwright.toolbox.engine.forward import TOKEN_BUDGET, forward_tokens
+from rankwright.toolbox.engine.forward import TOKEN_BUDGET, TorchBackend, forward_tokens
 from rankwright.toolbox.engine.pairs import Tokens
 from rankwright.toolbox.grouped import TextTokens, longest_draws, pad_groups, pairs_of
 from rankwright.toolbox.keeping import Measured
@@ -404,8 +405,16 @@ class _Loop:
 
         self.model.eval()
         with torch.inference_mode():
+            score = self._as_scoring_does() or self._scored
             windows = [pairs[start : start + engine.WINDOW] for start in range(0, len(pairs), engine.WINDOW)]
-            return np.concatenate([self._scored(self.texts.of(window)) for window in windows])
+            return np.concatenate([score(self.texts.of(window)) for window in windows])
+
+    def _as_scoring_does(self) -> Callable[[Tokens], NDArray[np.float32]] | None:
+        """What scores tokens by a copy of the weights as they are now, on a CPU; None where layers are not plain."""
+        model = self._bare()
+        if self.device != "cpu" or not packed.plain(model):
+            return None
+        return partial(engine.score_tokens, TorchBackend(model, self.pad_id, self.precision))
 
     def _scored(self, tokens: Tokens) -> NDArray[np.float32]:
         """Logits, float32 (count,); with fewer tokens at a time from here on where memory runs out."""

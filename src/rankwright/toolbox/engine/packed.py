@@ -50,6 +50,16 @@ def supported(model: Any) -> bool:
     return type(model).__name__ in FAMILIES and absolute and not causal
 
 
+def plain(model: Any) -> bool:
+    """Whether `Packed` computes what the model does: supported, and no layer is wrapped (adapters) or rounds."""
+    import torch
+
+    if not supported(model) or bare(model) is not model:
+        return False
+    linears = (part for part in _body(model).encoder.modules() if isinstance(part, torch.nn.Linear))
+    return all(type(part) is torch.nn.Linear for part in linears)
+
+
 class Packed:
     """Scores batches of `Tokens` with a copy of the model's linear weights in `dtype`, made once.
 
