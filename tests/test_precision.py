@@ -25,7 +25,7 @@ class Way:
     noise: float = 0.0
 
     def build(self, reranker):
-        def score(pairs):
+        def score(pairs, encoder=None):
             shifts = [np.random.default_rng([*document.encode()]).normal() for _, document in pairs]
             scores = reranker.score(pairs, precision="exact")
             return (scores + self.off + self.noise * np.array(shifts)).astype(np.float32)

@@ -112,6 +112,18 @@ def test_other_weights_and_lengths_have_scores_of_their_own(tiny_reranker, tmp_p
     np.testing.assert_allclose(shifted, scorer(tiny_reranker, cache)(PAIRS) + 1, atol=1e-5)
 
 
+def test_the_same_cut_at_another_length_needs_no_second_model(tiny_reranker, tmp_path, computed, loads):
+    whole = scorer(tiny_reranker, tmp_path / "one")
+    short = whole.cut_at(9)
+    found = [whole(PAIRS), short(PAIRS)]
+    assert len(loads) == 1
+    assert len(computed) == 2
+    np.testing.assert_array_equal(whole(PAIRS), found[0])
+    for scores, length in zip(found, (512, 9), strict=True):
+        np.testing.assert_allclose(scores, scorer(tiny_reranker, tmp_path / "two", max_length=length)(PAIRS), atol=1e-6)
+    assert np.abs(found[0] - found[1]).max() > 1e-5
+
+
 def test_a_readme_does_not_make_another_model(tiny_reranker, tmp_path, computed):
     moved = shutil.copytree(tiny_reranker, tmp_path / "moved")
     scorer(moved, tmp_path / "cache")(PAIRS)
@@ -216,7 +228,7 @@ class Way:
             raise ModelError(self.fails)
         self.built.append(reranker)
 
-        def score(pairs):
+        def score(pairs, encoder=None):
             self.scored.append(list(pairs))
             rng = np.random.default_rng(len(pairs))
             return (truth(pairs) + self.off + self.noise * rng.normal(size=len(pairs))).astype(np.float32)

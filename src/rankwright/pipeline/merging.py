@@ -18,7 +18,7 @@ from rankwright.core import Group
 from rankwright.pipeline.base import VERSIONS, Site, flat
 from rankwright.rooms.general import held_out
 from rankwright.rooms.merge import merge
-from rankwright.rooms.merge.sweep import sweep
+from rankwright.rooms.merge.sweep import least_points, sweep
 from rankwright.rooms.merge.trial import Bench, Point
 from rankwright.sections import OF_DIFFERENCES, DevSection, MergeSection, RerankSection
 from rankwright.toolbox.devset import DevSet
@@ -127,7 +127,7 @@ class Merging:
             labels=self.site.guard_labels(),
         )
         orders = 2 if rerank.both_orders else 1
-        return scorer.decide(asked.pairs, total=each * orders * (self._section().steps + 1))
+        return scorer.decide(asked.pairs, total=each * orders * least_points(self._section()))
 
     # ------------------------------------------------------------------------------------------------ what dev is asked
 

@@ -11,10 +11,12 @@ is missing.
 
 from __future__ import annotations
 
+import copy
 import functools
 import importlib.metadata
 import json
 import platform
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,7 @@ from rankwright.errors import ConfigError, ModelError
 from rankwright.toolbox import engine
 from rankwright.toolbox.device import choose_device
 from rankwright.toolbox.engine import guard
-from rankwright.toolbox.engine.choose import FP32, Step, backends, step
+from rankwright.toolbox.engine.choose import FP32, Scorer, Step, backends, step
 from rankwright.toolbox.engine.guard import Decision, Labels, Pairs, Sample
 from rankwright.toolbox.engine.pairs import PairEncoder
 from rankwright.toolbox.legible import unread
@@ -39,7 +41,9 @@ from rankwright.workspace import write_json
 
 WORDS = ("exact", "balanced", "fast")
 
-_SCHEME = "2"
+_ANY_LENGTH = sys.maxsize
+
+_SCHEME = "3"
 """Raised when a way computes other scores by the same name."""
 _LIBRARIES = ("torch", "transformers", "openvino", "onnxruntime")
 
@@ -83,8 +87,8 @@ class CachedScorer:
         self._settled = decision
         self._last: Decision | None = None
         self._steps: list[Step] | None = None
-        self._reranker: Reranker | None = None
-        self._built: dict[str, Callable[[Pairs], NDArray[np.float32]]] = {}
+        self._model = _Model(self.folder, device)
+        self._encoder: PairEncoder | None = None
         self._stores: dict[str, RowStore] = {}
 
     @property
@@ -107,6 +111,12 @@ class CachedScorer:
     def follow(self, decision: Decision) -> None:
         """Settle, by what was decided elsewhere, how all scores from here on are computed."""
         self._settled = decision
+
+    def cut_at(self, max_length: int) -> CachedScorer:
+        """The same for pairs cut at another length: the model is loaded, and converted, once for both."""
+        other = copy.copy(self)
+        other.max_length, other._encoder, other._stores, other._last = max_length, None, {}, None
+        return other
 
     def __call__(self, pairs: Pairs, *, what: str = "score") -> NDArray[np.float32]:
         """Score the pairs that the cache lacks, in chunks that survive a kill, and return all.
@@ -143,14 +153,14 @@ class CachedScorer:
             write_json(file, decision.values())
         for line in decision.lines():
             say(f"{self.folder.name}: {line}")
-        self._built = {name: built for name, built in self._built.items() if name == decision.backend}
+        self._model.keep(decision.backend)
         return decision
 
     def _try(self, name: str, pairs: Pairs) -> NDArray[np.float32] | str:
         """A way's scores of a sample, kept; or why the way cannot be made."""
         try:
             if name != FP32:
-                self._build(name)
+                self._built(name)
         except ModelError as error:
             return error.message
         return self._fill(name, pairs, content_keys(pairs), f"compare, {name}")
@@ -180,7 +190,7 @@ class CachedScorer:
             rows = fill(
                 store,
                 keys,
-                lambda positions: self._build(way)([pairs[place] for place in positions])[:, None],
+                lambda positions: self._compute(way, [pairs[place] for place in positions])[:, None],
                 chunk=engine.WINDOW,
                 on_chunk=advance,
             )
@@ -193,19 +203,40 @@ class CachedScorer:
             self._stores[name] = RowStore(self.cache / "scores" / name, width=1)
         return self._stores[name]
 
-    def _build(self, way: str) -> Callable[[Pairs], NDArray[np.float32]]:
-        if way not in self._built:
-            there = {step.name: step for step in self._ladder()}
-            chosen = there.get(way) or step(way, self.cache, keep=self.keep_graphs)
-            self._built[way] = chosen.build(self._loaded())
-        return self._built[way]
+    def _compute(self, way: str, pairs: Pairs) -> NDArray[np.float32]:
+        if self._encoder is None:
+            reranker = self._model.reranker
+            if reranker.max_length < self.max_length:
+                say(f"pairs are cut at {reranker.max_length} tokens, the most that this model reads")
+            self._encoder = PairEncoder(reranker.tokenizer, min(self.max_length, reranker.max_length))
+        return self._built(way)(pairs, self._encoder)
 
-    def _loaded(self) -> Reranker:
-        if self._reranker is None:
-            self._reranker = Reranker.load(self.folder, device=self.device, max_length=self.max_length)
-            if self._reranker.max_length < self.max_length:
-                say(f"pairs are cut at {self._reranker.max_length} tokens, the most that this model reads")
-        return self._reranker
+    def _built(self, way: str) -> Scorer:
+        there = {step.name: step for step in self._ladder()}
+        return self._model.built(there.get(way) or step(way, self.cache, keep=self.keep_graphs))
+
+
+class _Model:
+    """A model, loaded when it is asked for, and what scores by it, by the names of the ways."""
+
+    def __init__(self, folder: Path, device: str) -> None:
+        self._folder, self._device = folder, device
+        self._ways: dict[str, Scorer] = {}
+
+    @functools.cached_property
+    def reranker(self) -> Reranker:
+        """It, with the longest pairs that it reads."""
+        return Reranker.load(self._folder, device=self._device, max_length=_ANY_LENGTH)
+
+    def built(self, way: Step) -> Scorer:
+        """What scores so, made once. Raises like `Step.build`."""
+        if way.name not in self._ways:
+            self._ways[way.name] = way.build(self.reranker)
+        return self._ways[way.name]
+
+    def keep(self, name: str) -> None:
+        """Let go of what scores in another way."""
+        self._ways = {own: scorer for own, scorer in self._ways.items() if own == name}
 
 
 def _remembered(file: Path) -> Decision | None:

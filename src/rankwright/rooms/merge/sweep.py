@@ -33,6 +33,11 @@ def sweep(measure_all: MeasureAll, section: MergeSection, *, ingredients: Sequen
     return judge([*line, *ingredients], section.choose_by, section.tolerance, order=section.watch, seed=seed)
 
 
+def least_points(section: MergeSection) -> int:
+    """How many weights a sweep measures at least: the best may lie at an end, which has one neighbour."""
+    return section.steps + 2
+
+
 def halfway(weights: Sequence[float], place: int) -> list[float]:
     """The middles between the weight at `place` and its neighbours: one at an end, else two."""
     neighbours = [*weights[max(place - 1, 0) : place], *weights[place + 1 : place + 2]]

@@ -71,9 +71,11 @@ class Bench:
         """
         own = self.folder / content_hash([str(weight) for weight in point.weights])[:16]  # names may be paths
         model = self._alone(point) or self._merged(point, own)
-        measured = [self.dev.values(self._score(model, self.max_length, f"{point.name}, dev"))]
+        scorer = self._scorer(model)
+        measured = [self.dev.values(self._asked(scorer, f"{point.name}, dev"))]
         if self.general:
-            measured.append(self.general.values(self._score(model, self.general_length, f"{point.name}, general")))
+            general = self._asked(scorer.cut_at(self.general_length), f"{point.name}, general")
+            measured.append(self.general.values(general))
         shutil.rmtree(own, ignore_errors=True)
         return Trial(point.name, point.weight, point.weights, *(tuple(map(float, values)) for values in measured))
 
@@ -93,13 +95,15 @@ class Bench:
         merge(self.models, self.section, out, weights=point.weights, probe=self.probe)
         return out
 
-    def _score(self, model: Path, length: int, what: str) -> Score:
-        scorer = CachedScorer(
+    def _scorer(self, model: Path) -> CachedScorer:
+        return CachedScorer(
             model,
             cache=self.cache,
             device=self.device,
-            max_length=length,
+            max_length=self.max_length,
             decision=self.decision,
             keep_graphs=model in self.models,
         )
+
+    def _asked(self, scorer: CachedScorer, what: str) -> Score:
         return partial(both_orders(scorer) if self.both_orders else scorer, what=what)

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,7 @@ from rankwright.toolbox.engine import onnx, openvino
 from rankwright.toolbox.engine.forward import TorchBackend
 
 if TYPE_CHECKING:
+    from rankwright.toolbox.engine.pairs import PairEncoder
     from rankwright.toolbox.model import Reranker
 
 FP32 = "torch fp32"
@@ -40,7 +41,14 @@ _FAR = 0.5
 _EXTRAS = "pip install 'rankwright[fast]' for openvino, 'rankwright[onnx]' for onnxruntime; or precision exact"
 
 Pairs = Sequence[tuple[str, str]]
-Scorer = Callable[[Pairs], NDArray[np.float32]]
+
+
+class Scorer(Protocol):
+    """Scores pairs."""
+
+    def __call__(self, pairs: Pairs, encoder: PairEncoder | None = None) -> NDArray[np.float32]:
+        """Their logits, float32 (len(pairs),); of tokens by the `encoder`, where one is given."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -66,9 +74,12 @@ class Step:
         return backend
 
     def build(self, reranker: Reranker) -> Scorer:
-        """A function of pairs that scores as this way does; raises like `backend`."""
+        """A function of pairs that scores as this way does; raises like `backend`.
+
+        It takes an encoder too, instead of the reranker's own: one that cuts pairs at another length.
+        """
         backend = self.backend(reranker)
-        return lambda pairs: engine.score(backend, reranker.encoder, pairs)
+        return lambda pairs, encoder=None: engine.score(backend, encoder or reranker.encoder, pairs)
 
 
 def backends(word: str, device: str, cache: Path | None = None, *, keep: bool = True) -> list[Step]:
