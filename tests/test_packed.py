@@ -175,13 +175,15 @@ def test_adapters_are_trained_through(model):
     assert all(own.grad is not None for name, own in wrapped.named_parameters() if "query.lora_A" in name)
 
 
-@pytest.mark.parametrize("level", [1.0, 0.7, 0.3])
-def test_stretches_cover_a_batch_and_differ_no_more_than_said(level):
+@pytest.mark.parametrize(("level", "slack"), [(1.0, 0), (0.7, 0), (0.3, 0), (0.7, 20), (0.7, 100)])
+def test_stretches_cover_a_batch_and_differ_no_more_than_said(level, slack):
     rng = np.random.default_rng(0)
     for _ in range(50):
         lengths = np.sort(rng.integers(1, 80, rng.integers(1, 40)))[::-1]
-        cut = packed.stretches_of(lengths, level=level)
+        cut = packed.stretches_of(lengths, level=level, slack=slack)
         assert np.concatenate([part.lengths for part in cut]).tolist() == lengths.tolist()
         assert [part.start for part in cut] == [0, *(part.stop for part in cut[:-1])]
         assert all(part.stop - part.start == part.lengths.sum() for part in cut)
-        assert all(part.lengths.min() >= level * part.longest for part in cut)
+        least = [min(level * part.longest, part.longest - slack) for part in cut]
+        assert all(part.lengths.min() >= bound for part, bound in zip(cut, least, strict=True))
+        assert all(other.longest < bound for other, bound in zip(cut[1:], least, strict=False))

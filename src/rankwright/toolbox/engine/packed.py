@@ -19,7 +19,7 @@ import numpy as np
 
 from rankwright.toolbox.engine import ragged
 from rankwright.toolbox.engine.noise import Noise, seeds
-from rankwright.toolbox.engine.stretches import LEVEL, Stretch, Stretches, stretches_of
+from rankwright.toolbox.engine.stretches import LEVEL, SLACK, Stretch, Stretches, stretches_of
 
 if TYPE_CHECKING:
     import torch
@@ -157,7 +157,7 @@ def logits(model: Any, batch: Tokens, tap: Tap | None = None) -> Tensor:
     from torch.utils.checkpoint import checkpoint
 
     model = bare(model)
-    stretches = stretches_of(batch.lengths, level=LEVEL)
+    stretches = stretches_of(batch.lengths, level=LEVEL, slack=SLACK)
     hidden = embed(model, batch)
     layers = _body(model).encoder.layer
     anew = model.training and any(getattr(layer, "gradient_checkpointing", False) for layer in layers)

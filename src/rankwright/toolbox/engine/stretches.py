@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-LEVEL = 0.7
+LEVEL, SLACK = 0.7, 32
 """In training a group of pairs is padded for attention alone, where its shortest has at least this share of the
-longest: many small groups cost more in calls than the padding does."""
+longest's tokens, or is at most so many shorter: many small groups cost more in calls than the padding does."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,12 +90,16 @@ class Stretches(list[Stretch]):
         return self._there[device]
 
 
-def stretches_of(lengths: NDArray[np.int64], *, level: float) -> Stretches:
-    """Cut a batch, longest first, where a pair is shorter than `level` of its stretch's longest (1: of one length)."""
+def stretches_of(lengths: NDArray[np.int64], *, level: float, slack: int = 0) -> Stretches:
+    """Cut a batch, longest first, where a pair is shorter than `level` of its stretch's longest (1: of one length).
+
+    Below 1 a pair that is at most `slack` tokens shorter than the longest belongs to the stretch too.
+    """
     if level < 1:
         bounds = [0]
         while bounds[-1] < len(lengths):
-            least = level * lengths[bounds[-1]]
+            longest = lengths[bounds[-1]]
+            least = min(level * longest, longest - slack)
             bounds.append(int(np.searchsorted(-lengths, -least, side="right")))
         cuts = list(pairwise(bounds))
     else:
