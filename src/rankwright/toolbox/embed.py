@@ -22,6 +22,7 @@ from rankwright.core import content_hash
 from rankwright.errors import ModelError, first_line
 from rankwright.toolbox import weights
 from rankwright.toolbox.device import autocast, choose_device, choose_precision
+from rankwright.toolbox.engine.body import unpad
 from rankwright.toolbox.legible import complaint
 from rankwright.toolbox.progress import bar, say
 from rankwright.toolbox.store import Rows, RowStore, content_keys, fill
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
 
 CHUNK = 2048
 """Texts computed between two writes: what a killed run loses at most, and the range that is sorted by length."""
+
+_SCHEME = 2
+"""Raised when vectors of a lower precision come out otherwise: those of fp32 are the model's own."""
 
 
 class Encoder:
@@ -98,7 +102,7 @@ class Encoder:
         """The store of these settings. `about.json` keeps the width, so that a full store needs no model."""
         settings = {"weights": weights.fingerprint(self._folder), "prompt": prompt, "max_tokens": max_tokens}
         if self._precision != "fp32":
-            settings["precision"] = self._precision
+            settings["precision"] = f"{self._precision}, {_SCHEME}"
         folder = cache / "embeddings" / content_hash([json.dumps(settings, sort_keys=True)])
         about = folder / "about.json"
         if not about.exists():
@@ -122,6 +126,7 @@ class Encoder:
     def _loaded(self) -> SentenceTransformer:
         if self._model is None:
             self._model = load_encoder(self._folder, self.reference, self._device)
+            _unpad(self._model, self._precision)
         return self._model
 
     def _look(self, texts: Sequence[str]) -> None:
@@ -144,6 +149,15 @@ class Encoder:
         if not np.isfinite(rows).all():
             raise ModelError(f"{self.reference} gives vectors that hold NaN or infinity", hint="check its weights")
         return rows
+
+
+def _unpad(model: SentenceTransformer, precision: str) -> None:
+    """Let the model compute without padding, where it is of a family that `engine.body` knows, on a CPU."""
+    import torch
+
+    body = getattr(model[0], "auto_model", None)
+    if body is not None:
+        unpad(body, torch.bfloat16 if precision == "bf16" else torch.float32)
 
 
 def load_encoder(folder: Path, reference: str, device: str) -> SentenceTransformer:

@@ -1,10 +1,10 @@
 """The packed forward pass: pairs end to end, no padding, no mask, in torch.
 
 In: a BERT, RoBERTa or XLM-R classifier with one label, and `Tokens`. Out: one logit a pair, the model's own up to
-rounding. All linear layers run over (tokens, hidden); attention runs over the pairs of one length together; in the
-last layer only the first token's row is computed, which is all that the head reads. `Packed` is for scoring, with
-weights cast and joined once; `logits` is for training, with dropout and gradients, through `layer` or the model's own
-modules.
+rounding (of an encoder without a head: hidden states). All linear layers run over (tokens, hidden); attention runs over
+the pairs of one length together; in the last layer only the first token's row is computed, which is all that the head
+reads. `Packed` is for scoring, with weights cast, joined and laid out once; `logits` is for training, with dropout and
+gradients, through `layer` or the model's own modules.
 
 Knows nothing of texts, tokenizers, windows or what the logits are for.
 """
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 FAMILIES = ("BertForSequenceClassification", "RobertaForSequenceClassification", "XLMRobertaForSequenceClassification")
 """Classes that are computed here; any other is padded and masked by the caller."""
+BODIES = ("BertModel", "RobertaModel", "XLMRobertaModel")
+"""The same without a head."""
 
 _SMALL = 128
 """Tokens of a pair up to which attention is two products in bf16 on a CPU."""
@@ -44,10 +46,17 @@ def bare(model: Any) -> Any:
 def supported(model: Any) -> bool:
     """Whether this module computes what the model does."""
     model = bare(model)
-    config = model.config
+    return type(model).__name__ in FAMILIES and _reads_both_ways(model.config)
+
+
+def supported_body(body: Any) -> bool:
+    """Whether `Packed.states` are what this encoder gives."""
+    return type(body).__name__ in BODIES and _reads_both_ways(body.config)
+
+
+def _reads_both_ways(config: Any) -> bool:
     causal = getattr(config, "is_decoder", False) or getattr(config, "add_cross_attention", False)
-    absolute = getattr(config, "position_embedding_type", None) in (None, "absolute")
-    return type(model).__name__ in FAMILIES and absolute and not causal
+    return getattr(config, "position_embedding_type", None) in (None, "absolute") and not causal
 
 
 def plain(model: Any) -> bool:
@@ -77,6 +86,10 @@ class Packed:
     def __call__(self, batch: Tokens) -> Tensor:
         """The logits of the pairs, float32 (count,), in their order, which must be longest first."""
         return self.onward(batch, self.begin(batch), 0)
+
+    def states(self, batch: Tokens) -> Tensor:
+        """The hidden states after the last layer, (tokens, hidden), which need no head."""
+        return self._through(self.layers, batch, embed(self.model, batch).to(self.dtype))
 
     def begin(self, batch: Tokens, layers: int = 0) -> Tensor:
         """The hidden states after the first `layers`, (tokens, hidden), for `onward`; not after the last layer."""
@@ -322,7 +335,7 @@ def _level(hidden: Tensor) -> float:
 
 
 def _body(model: Any) -> Any:
-    return getattr(model, model.base_model_prefix)
+    return getattr(model, model.base_model_prefix, model)
 
 
 def _firsts(batch: Tokens, like: Tensor) -> Tensor:
