@@ -91,7 +91,7 @@ KILLS = {
     "train, just after it is done": ("train/distilled", "rankwright.workspace:write_json", 4, "after"),
     "merge, before the tensors": ("merge", "rankwright.rooms.merge:_write_tensors", 1),
     "merge, before the folder takes its name": ("merge", "rankwright.rooms.merge:_replace", 1),
-    "rerank, between two shards of an arm": ("rerank", "rankwright.toolbox.scorer:CachedScorer._build", 10),
+    "rerank, between two shards of an arm": ("rerank", "rankwright.toolbox.scorer:CachedScorer._compute", 10),
     "evaluate, between two files": ("evaluate", "pyarrow.parquet:write_table", 1),
     "report, before the page": ("report", "rankwright.pipeline.judging:report", 1),
 }
