@@ -41,8 +41,12 @@ def states(body, given, **others):
 def test_hidden_states_are_the_encoders_own(kind, types, budget, monkeypatch):
     monkeypatch.setitem(unpad.__globals__["TOKEN_BUDGET"], "cpu", budget)
     body, given = encoder(kind), padded(types=types)
-    expected = states(body, given)
+    with torch.no_grad():
+        whole = body(**given)
+    expected = whole.last_hidden_state
     assert unpad(body, torch.float32)
+    with torch.no_grad():
+        torch.testing.assert_close(body(**given).pooler_output, whole.pooler_output, atol=1e-5, rtol=0)
     found = states(body, given)
     real = given["attention_mask"].bool()
     torch.testing.assert_close(found[real], expected[real], atol=1e-5, rtol=0)
@@ -88,3 +92,4 @@ def test_other_families_stay_as_they_are():
     config = ModernBertConfig(**SIZES, pad_token_id=1, bos_token_id=2, eos_token_id=3, cls_token_id=2, sep_token_id=3)
     assert not unpad(ModernBertModel(config), torch.float32)
     assert not unpad(BertModel(BertConfig(**SIZES, is_decoder=True)), torch.float32)
+    assert not unpad(BertModel(BertConfig(**SIZES, output_hidden_states=True)), torch.float32)

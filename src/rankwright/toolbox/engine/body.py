@@ -26,7 +26,8 @@ def unpad(body: Any, dtype: torch.dtype) -> bool:
 
     What this pass does not give (attentions, all layers, a training, texts padded at the front) is left to the old one.
     """
-    if not packed.supported_body(body) or body.device.type != "cpu":
+    always = any(getattr(body.config, name, False) for name in _MORE)
+    if always or not packed.supported_body(body) or body.device.type != "cpu":
         return False
     own, scorer = body.forward, packed.Packed(body, dtype)
 
@@ -36,13 +37,15 @@ def unpad(body: Any, dtype: torch.dtype) -> bool:
         token_type_ids: Tensor | None = None,
         **others: Any,
     ) -> Any:
-        from transformers.modeling_outputs import BaseModelOutput
+        from transformers.modeling_outputs import BaseModelOutputWithPooling
 
         asked = any(others.get(name) is not None for name in _OTHERS) or any(others.get(name) for name in _MORE)
         if body.training or asked or input_ids is None or attention_mask is None or not _at_the_end(attention_mask):
             given = {"attention_mask": attention_mask, "token_type_ids": token_type_ids}
             return own(input_ids, **{name: value for name, value in given.items() if value is not None}, **others)
-        return BaseModelOutput(last_hidden_state=_states(scorer, input_ids, attention_mask, token_type_ids))
+        states = _states(scorer, input_ids, attention_mask, token_type_ids)
+        pooler = getattr(body, "pooler", None)
+        return BaseModelOutputWithPooling(last_hidden_state=states, pooler_output=pooler(states) if pooler else None)
 
     body.forward = forward
     return True
