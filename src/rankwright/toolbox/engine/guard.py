@@ -46,7 +46,8 @@ RATIO = 4
 """So many times the pairs of a sample a run must have, for the sample to be worth its time."""
 RATIO_INT8 = 16
 """The same for a way that saves little over the next one: int8 before bf16, which score about 2.5 and 1.9 times as
-fast as fp32. A pair of the sample then costs 1 + 1 / 2.5 of a pair in fp32, and one of the run saves 1 / 8 of it."""
+fast as fp32. A pair of the sample then costs 1 + 1 / 2.5 of a pair in fp32, and one of the run saves 1 / 8 of it:
+it pays from 11 times on."""
 
 _SHORTEST = 5  # candidates: the order of fewer says next to nothing
 _UNCLEAR = 2.0

@@ -89,10 +89,10 @@ class Packed:
 
     def states(self, batch: Tokens) -> Tensor:
         """The hidden states after the last layer, (tokens, hidden), which need no head."""
-        return self._through(self.layers, batch, embed(self.model, batch).to(self.dtype))
+        return self.begin(batch, len(self.layers))
 
     def begin(self, batch: Tokens, layers: int = 0) -> Tensor:
-        """The hidden states after the first `layers`, (tokens, hidden), for `onward`; not after the last layer."""
+        """The hidden states after the first `layers`, (tokens, hidden); for `onward`, of not all of them."""
         return self._through(self.layers[:layers], batch, embed(self.model, batch).to(self.dtype))
 
     def onward(self, batch: Tokens, hidden: Tensor, layers: int) -> Tensor:
