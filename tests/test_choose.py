@@ -14,12 +14,12 @@ PAIRS = [("red apple", "green pear"), ("blue", "the car of the train"), ("how", 
 
 @pytest.fixture
 def machine(monkeypatch):
-    """Says what a machine has: openvino, whether bf16 and int8 pay, onnx."""
+    """Says what a machine has: openvino, whether bf16 and int8 pay, onnx; `int8` means beside bf16 too."""
 
     def has(*, vino=False, bf16=False, int8=False, onnxruntime=False):
         monkeypatch.setattr(openvino, "available", lambda: vino)
         monkeypatch.setattr(openvino, "bf16_pays", lambda cache=None: bf16)
-        monkeypatch.setattr(openvino, "int8_pays", lambda cache=None: int8)
+        monkeypatch.setattr(openvino, "int8_pays", lambda cache=None, beside_bf16=False: int8)
         monkeypatch.setattr(onnx, "available", lambda: onnxruntime)
         monkeypatch.setattr(choose, "choose_precision", lambda *_: ("bf16" if bf16 else "fp32", ""))
 
@@ -41,8 +41,10 @@ def test_the_fastest_way_comes_first_and_fp32_last(machine, word):
     assert names() == ["openvino int8", "torch fp32"]
     machine(vino=True, onnxruntime=True)
     assert names() == ["torch fp32"]
-    machine(vino=True, bf16=True)
+    machine(vino=True, bf16=True, int8=True)
     assert names() == ["openvino int8+bf16", "openvino bf16", "torch fp32"]
+    machine(vino=True, bf16=True)
+    assert names() == ["openvino bf16", "torch fp32"]
 
 
 def test_exact_is_fp32_alone_whatever_the_machine_has(machine):

@@ -199,12 +199,18 @@ def test_the_questions_about_the_machine_have_answers():
     assert openvino.bf16_supported() in (True, False)
     assert openvino.bf16_pays() in (True, False)
     assert openvino.int8_pays() in (True, False)
+    assert openvino.int8_pays(beside_bf16=True) in (True, False)
 
 
 def test_a_precision_that_is_no_faster_does_not_pay_and_is_measured_once(tmp_path, monkeypatch):
     seconds = {"fp32": 3.0, "bf16": 3.1, "int8": 1.5}
     asked = []
-    monkeypatch.setattr(openvino, "_product_seconds", lambda precision: asked.append(precision) or seconds[precision])
+
+    def measure(*precisions):
+        asked.extend(precisions)
+        return [seconds[one] for one in precisions]
+
+    monkeypatch.setattr(openvino, "_product_seconds", measure)
     monkeypatch.setattr(openvino, "bf16_supported", lambda: True)
     openvino._gain.cache_clear()
     for _ in range(2):
@@ -212,6 +218,17 @@ def test_a_precision_that_is_no_faster_does_not_pay_and_is_measured_once(tmp_pat
         assert openvino.int8_pays(tmp_path)
         openvino._gain.cache_clear()
     assert asked == ["fp32", "bf16", "fp32", "int8"]
+
+
+def test_int8_beside_bf16_pays_where_it_is_faster_than_that(monkeypatch):
+    seconds = {"fp32": 9.0, "bf16": 2.0, "int8+bf16": 1.5}
+    monkeypatch.setattr(openvino, "_product_seconds", lambda *precisions: [seconds[one] for one in precisions])
+    openvino._gain.cache_clear()
+    assert openvino.int8_pays(beside_bf16=True)
+    seconds["int8+bf16"] = 3.0  # as with AMX
+    openvino._gain.cache_clear()
+    assert not openvino.int8_pays(beside_bf16=True)
+    openvino._gain.cache_clear()
 
 
 def test_nothing_is_reported_to_the_makers_of_openvino(tmp_path):

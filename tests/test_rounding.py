@@ -16,7 +16,7 @@ from rankwright.rooms.train import DevSet, Workbench, train
 from rankwright.sections import DevSection, LoraSection, Training
 from rankwright.toolbox import checkpoint, rounding
 from rankwright.toolbox.engine import openvino
-from rankwright.toolbox.engine.exported import INT8_ROWS
+from rankwright.toolbox.engine.exported import INT8_INPUTS, INT8_ROWS
 from rankwright.toolbox.engine.forward import forward_tokens
 from rankwright.toolbox.engine.pairs import Tokens, stacked
 from rankwright.toolbox.keeping import Measured
@@ -151,7 +151,8 @@ HAS_INT8_PRODUCTS = torch.cpu._is_vnni_supported()
 
 @needs_openvino
 @pytest.mark.parametrize(
-    ("inputs", "outputs"), [(128, 96), (384, 128), (100, 7), (48, 64), (128, 1), (312, 64), (192, 32), (256, 16)]
+    ("inputs", "outputs"),
+    [(128, 96), (384, 128), (100, 7), (48, 64), (64, 48), (128, 1), (312, 64), (192, 32), (256, 16)],
 )
 def test_a_layer_rounds_as_the_int8_backend_does(inputs, outputs):
     ov, op = openvino._openvino(), openvino._openvino().opset13
@@ -163,7 +164,8 @@ def test_a_layer_rounds_as_the_int8_backend_does(inputs, outputs):
     expected = ov.Core().compile_model(graph, "CPU", openvino._options("int8", 1))([given.numpy()])[0]
     plain = layer(given).detach().numpy()
     weight = layer.weight.detach()
-    weights_alone = (given @ (rounding.rounded(weight, inputs) if outputs >= INT8_ROWS else weight).T).numpy()
+    rounds = outputs >= INT8_ROWS and inputs >= INT8_INPUTS
+    weights_alone = (given @ (rounding.rounded(weight, inputs) if rounds else weight).T).numpy()
     rounding.switch(layer, on=True)
     both = layer(given).detach().numpy()
     # A tie may fall to the other side: the mean hardly feels it.

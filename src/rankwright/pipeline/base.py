@@ -34,7 +34,7 @@ ROOMS = (
 )
 
 VERSIONS = dict.fromkeys(ROOMS, 1) | {
-    **{"data": 2, "retrieve": 3, "recipe": 8, "mine": 3, "train": 8, "merge": 5, "rerank": 7, "blend": 7, "general": 5},
+    **{"data": 2, "retrieve": 3, "recipe": 9, "mine": 3, "train": 9, "merge": 5, "rerank": 7, "blend": 7, "general": 5},
     **{"evaluate": 3, "diagnose": 5, "verdict": 2, "report": 4},
 }
 """Raise a room's number when the same input gives another output: boxes made before are then made anew."""

@@ -208,7 +208,7 @@ class _Loop:
         self.model.train()
         model = self._bare()
         self._round(on=self.section.rounded_share > 0)  # which takes more memory in bf16
-        cost = footprint.measure(self._logits, model, self.texts.tokens)
+        cost = footprint.measure(partial(self._logits, even=False), model, self.texts.tokens)
         self._round(on=False)
         heap.release(self.device)
         room = footprint.room(model, self.device, read_memory(self.section.memory))
@@ -331,12 +331,12 @@ class _Loop:
         """What the exit head learns from the pass just made: a graph of its own, apart from the model's."""
         return exits.loss(self._bare(), self.tap, tensors[0], tensors[2]) if self.tap else 0.0
 
-    def _logits(self, tokens: Tokens, budget: int | None = None) -> torch.Tensor:
+    def _logits(self, tokens: Tokens, budget: int | None = None, *, even: bool = True) -> torch.Tensor:
         """Logits (count,), with their graph; at most `budget` tokens at a time."""
         options: dict[str, Any] = {"pad_id": self.pad_id, "device": self.device, "precision": self.precision}
         if self.section.exit and self.model.training:
             self.tap = options["tap"] = packed.Tap(self.section.exit)
-        return forward_tokens(self._bare(), tokens, budget=budget, **options)
+        return forward_tokens(self._bare(), tokens, budget=budget, even=even, **options)
 
     def _note_flatness(self, loss: float, spread: float, parts: Sequence[Sequence[torch.Tensor]]) -> None:
         """Count the steps in a row that look collapsed: one score for all candidates, and the loss at chance."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rankwright.toolbox.engine.exported import INT8_GROUP, INT8_ROWS
+from rankwright.toolbox.engine.exported import INT8_GROUP, INT8_INPUTS, INT8_ROWS
 
 LEVELS = 127
 """The largest whole number of symmetric int8."""
@@ -67,7 +67,7 @@ class _Product(torch.autograd.Function):
     def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(rows, weight)
         outputs, inputs = weight.shape
-        if outputs < INT8_ROWS:
+        if outputs < INT8_ROWS or inputs < INT8_INPUTS:
             return functional.linear(rows, weight, bias)
         coarse = rounded(rows, INT8_GROUP) if inputs >= INT8_GROUP else rows
         return functional.linear(coarse, rounded(weight, inputs), bias)

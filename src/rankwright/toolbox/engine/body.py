@@ -13,6 +13,7 @@ import numpy as np
 
 from rankwright.toolbox.engine import packed
 from rankwright.toolbox.engine.batches import token_batches
+from rankwright.toolbox.engine.even import evened
 from rankwright.toolbox.engine.forward import TOKEN_BUDGET
 from rankwright.toolbox.engine.pairs import Tokens, stacked
 
@@ -71,10 +72,11 @@ def _states(scorer: packed.Packed, ids: Tensor, mask: Tensor, types: Tensor | No
     found: Tensor | None = None
     with torch.inference_mode(), torch.autocast("cpu", enabled=False):
         for positions in token_batches(tokens.lengths, TOKEN_BUDGET["cpu"], padded=False):
-            batch = tokens.take(positions)
+            batch, own = evened(tokens.take(positions))
             rows = scorer.states(batch)
             found = torch.zeros((*real.shape, rows.shape[1])) if found is None else found
-            for place, part in zip(positions, rows.float().split(batch.lengths.tolist()), strict=True):
-                found[place, : len(part)] = part
+            parts = rows.float().split(batch.lengths.tolist())
+            for place, number in zip(positions, own, strict=True):
+                found[place, : len(parts[number])] = parts[number]
     assert found is not None
     return found

@@ -3,8 +3,8 @@
 In: ``exact``, ``balanced`` or ``fast``, and a device. Out: steps, the fastest first; `guard` decides which of them
 ranks as fp32 does. It does not know whether one does, nor what is scored.
 
-    CPU         openvino int8+bf16 and openvino bf16, where bf16 is faster than fp32, else openvino int8, where that
-                is; or without OpenVINO torch bf16 (likewise) and onnx; torch fp32
+    CPU         openvino int8+bf16, where it is faster than bf16, and openvino bf16, where that is faster than fp32;
+                else openvino int8, where that is; or without OpenVINO torch bf16 (likewise) and onnx; torch fp32
     cuda        torch bf16 where the hardware has it; torch fp32
     mps         torch fp32
 
@@ -111,7 +111,8 @@ def _faster(device: str, cache: Path | None) -> list[str]:
         return ["torch bf16"] if choose_precision("auto", device)[0] == "bf16" else []
     if openvino.available():
         if openvino.bf16_pays(cache):
-            return ["openvino int8+bf16", "openvino bf16"]
+            rounded = ["openvino int8+bf16"] if openvino.int8_pays(cache, beside_bf16=True) else []
+            return [*rounded, "openvino bf16"]
         return ["openvino int8"] if openvino.int8_pays(cache) else []
     halved = ["torch bf16"] if choose_precision("auto", device, cache)[0] == "bf16" else []
     return [*halved, *(["onnx fp32"] if onnx.available() else [])]

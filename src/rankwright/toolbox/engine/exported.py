@@ -35,10 +35,11 @@ INT8_GROUP = 128
 """Activations that share a scale in int8. Larger groups are faster and rank worse: top-10 overlap with fp32 0.987 (64),
 0.986 (128), 0.973 (384, a whole row) on 200 dev queries of `seealso:`, by a MiniLM trained on it. A layer with fewer
 inputs keeps its activations in float."""
-INT8_ROWS = 16
-"""Outputs that a layer has at least, to be int8."""
+INT8_ROWS, INT8_INPUTS = 16, 64
+"""Outputs and inputs that a layer has at least, to be int8. Of 16 and 32 inputs OpenVINO 2026.4 computes garbage in
+int8+bf16 on a CPU with AMX."""
 
-_FORMAT = 2
+_FORMAT = 3
 
 
 def chunks(lengths: NDArray[np.int64], *, padded: bool) -> list[NDArray[np.int64]]:

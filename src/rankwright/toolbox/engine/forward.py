@@ -57,8 +57,7 @@ class TorchBackend:
 
     def _padded(self, batch: Tokens) -> torch.Tensor:
         with autocast(self.device, self.precision):
-            logits: torch.Tensor = self.model(**collate(batch, self.pad_id, self.device)).logits
-        return logits.reshape(-1)
+            return _padded(self.model, batch, self.pad_id, self.device)
 
 
 def forward_tokens(
@@ -70,11 +69,13 @@ def forward_tokens(
     precision: str,
     tap: packed.Tap | None = None,
     budget: int | None = None,
+    even: bool = True,
 ) -> torch.Tensor:
     """Logits float32 (len(tokens),), in their order, with their graph where gradients are on.
 
     At most `budget` tokens at a time, padding included (default: the device's), or one pair.
-    A `tap`, for families that are packed, gets one tensor more: the rows of these tokens, in their order.
+    A `tap`, for families that are packed, gets one tensor more: the rows of these tokens, in their order. Not `even`:
+    without the tokens that may be added to a batch, so that what one more pair takes can be measured.
     """
     import torch
 
@@ -85,12 +86,17 @@ def forward_tokens(
     for positions in batches:
         batch = tokens.take(positions)
         with autocast(device, precision):
-            found = packed.logits(model, batch, ours) if known else model(**collate(batch, pad_id, device)).logits
-        parts.append(found.float().reshape(-1))
+            found = packed.logits(model, batch, ours, even=even) if known else _padded(model, batch, pad_id, device)
+        parts.append(found.float())
     order = torch.from_numpy(np.argsort(np.concatenate(batches))).to(parts[0].device)
     if tap and ours:
         tap.rows.append(torch.cat(ours.rows)[order])
     return torch.cat(parts)[order]
+
+
+def _padded(model: Any, batch: Tokens, pad_id: int, device: str) -> torch.Tensor:
+    logits: torch.Tensor = model(**collate(batch, pad_id, device)).logits
+    return logits.reshape(-1)
 
 
 def collate(batch: Tokens, pad_id: int, device: str) -> dict[str, torch.Tensor]:

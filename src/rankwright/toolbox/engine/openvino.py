@@ -24,6 +24,7 @@ from rankwright.errors import ModelError
 from rankwright.toolbox.device import measured
 from rankwright.toolbox.engine.exported import (
     INT8_GROUP,
+    INT8_INPUTS,
     INT8_ROWS,
     MASK,
     TOKEN_BUDGET,
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 Precision = Literal["fp32", "bf16", "int8", "int8+bf16"]
 
 _WORTH_IT = 1.1
-"""So many times faster than fp32 a precision must be, to be a way of its own."""
+"""So many times faster than fp32, or int8 than bf16, a precision must be to be a way of its own."""
 _PROBE = (256, 768, 3072)
 
 
@@ -71,24 +72,26 @@ def bf16_pays(cache: Path | None = None) -> bool:
     return bf16_supported() and _pays("bf16", cache)
 
 
-def int8_pays(cache: Path | None = None) -> bool:
-    """The same for int8. A CPU without products of int8 numbers (VNNI, AMX) turns the weights into floats each time.
+def int8_pays(cache: Path | None = None, *, beside_bf16: bool = False) -> bool:
+    """The same for int8, than fp32 or, `beside_bf16`, than bf16.
 
-    Never raises, of an installation that is `available`.
+    A CPU without products of int8 numbers (VNNI, AMX) turns the weights into floats each time. With AMX bf16 may be the
+    faster one, since activations need no rounding. Never raises, of an installation that is `available`.
     """
-    return _pays("int8", cache)
+    return _pays("int8+bf16", cache, than="bf16") if beside_bf16 else _pays("int8", cache)
 
 
-def _pays(precision: Precision, cache: Path | None) -> bool:
-    what = f"openvino {_openvino().get_version()} {precision}"
-    return measured(cache, what, partial(_gain, precision)) >= _WORTH_IT
+def _pays(precision: Precision, cache: Path | None, than: Precision = "fp32") -> bool:
+    what = f"openvino {_openvino().get_version()} {precision}" + (f" than {than}" if than != "fp32" else "")
+    return measured(cache, what, partial(_gain, precision, than)) >= _WORTH_IT
 
 
 @remembered
-def _gain(precision: Precision) -> float:
-    """How many times faster a product is than in fp32; 0 where it cannot be tried."""
+def _gain(precision: Precision, than: Precision) -> float:
+    """How many times faster a product is than in another precision; 0 where it cannot be tried."""
     try:
-        return _product_seconds("fp32") / _product_seconds(precision)
+        slow, fast = _product_seconds(than, precision)
+        return slow / fast
     except Exception:  # as above
         return 0.0
 
@@ -173,24 +176,29 @@ def _openvino() -> Any:
     return importlib.import_module("openvino")
 
 
-def _product_seconds(precision: Precision) -> float:
-    """Seconds of one product of the size `_PROBE`, the best of a few."""
-    ov = _openvino()
-    op = _openvino().opset13
-
+def _product_seconds(*precisions: Precision) -> list[float]:
+    """Seconds of one product of the size `_PROBE` in each of them: in turn, the best of a few."""
     rows, inner, outer = _PROBE
     values = np.random.default_rng(0).standard_normal((rows + outer, inner)).astype(np.float32)
-    given = op.parameter([rows, inner], np.float32)
-    graph = ov.Model([op.matmul(given, op.constant(values[rows:]), False, True)], [given], "probe")
+    requests = [_product(values[rows:], precision) for precision in precisions]
+    seconds: list[list[float]] = [[] for _ in requests]
+    for _ in range(12):
+        for request, known in zip(requests, seconds, strict=True):
+            started = time.perf_counter()
+            request.infer([values[:rows]])
+            known.append(time.perf_counter() - started)
+    return [min(known) for known in seconds]
+
+
+def _product(weight: NDArray[np.float32], precision: Precision) -> Any:
+    """What multiplies rows (any number, inputs) by a weight (outputs, inputs) in a thread of its own."""
+    ov, op = _openvino(), _openvino().opset13
+
+    given = op.parameter([-1, weight.shape[1]], np.float32)
+    graph = ov.Model([op.matmul(given, op.constant(weight), False, True)], [given], "probe")
     if precision.startswith("int8"):
         _round_weights(graph)
-    request = ov.Core().compile_model(graph, "CPU", _options(precision, threads=1)).create_infer_request()
-    seconds = []
-    for _ in range(8):
-        started = time.perf_counter()
-        request.infer([values[:rows]])
-        seconds.append(time.perf_counter() - started)
-    return min(seconds)
+    return ov.Core().compile_model(graph, "CPU", _options(precision, threads=1)).create_infer_request()
 
 
 def _options(precision: Precision, threads: int | None) -> dict[str, Any]:
@@ -236,7 +244,7 @@ def _round_weights(graph: Any) -> None:
         weight = node.input_value(1).get_node()
         if weight.get_type_name() != "Constant" or len(weight.shape) != 2:
             continue
-        if weight.shape[0] < INT8_ROWS:
+        if weight.shape[0] < INT8_ROWS or weight.shape[1] < INT8_INPUTS:
             continue
         values = weight.data.astype(np.float32)
         scales = np.maximum(np.abs(values).max(axis=1, keepdims=True), 1e-12) / 127

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rankwright.toolbox.engine import ragged
+from rankwright.toolbox.engine.even import evened
 from rankwright.toolbox.engine.noise import Noise, seeds
-from rankwright.toolbox.engine.stretches import LEVEL, SLACK, Stretch, Stretches, stretches_of
+from rankwright.toolbox.engine.stretches import LEVEL, ROUND, SLACK, Stretch, Stretches, stretches_of
 
 if TYPE_CHECKING:
     import torch
@@ -85,7 +86,8 @@ class Packed:
 
     def __call__(self, batch: Tokens) -> Tensor:
         """The logits of the pairs, float32 (count,), in their order, which must be longest first."""
-        return self.onward(batch, self.begin(batch), 0)
+        filled, own = evened(batch) if _on_cpu(self.model) else (batch, slice(None))
+        return self.onward(filled, self.begin(filled), 0)[own]
 
     def states(self, batch: Tokens) -> Tensor:
         """The hidden states after the last layer, (tokens, hidden), which need no head."""
@@ -161,16 +163,19 @@ class Tap:
     rows: list[Tensor] = field(default_factory=list)
 
 
-def logits(model: Any, batch: Tokens, tap: Tap | None = None) -> Tensor:
+def logits(model: Any, batch: Tokens, tap: Tap | None = None, *, even: bool = True) -> Tensor:
     """The logits of the pairs, float32 (count,), in their order, which must be longest first; for training.
 
-    A `tap` gets this batch's rows added. Runs in the autocast that is on, in the model's mode (train or eval),
-    through adapters if there are some, and computes layers anew where the model's gradient checkpointing is on.
+    A `tap` gets this batch's rows added. On a CPU the batch gets a round number of tokens, unless not `even`. Runs in
+    the autocast that is on, in the model's mode (train or eval), through adapters if there are some, and computes
+    layers anew where the model's gradient checkpointing is on.
     """
     from torch.utils.checkpoint import checkpoint
 
     model = bare(model)
-    stretches = stretches_of(batch.lengths, level=LEVEL, slack=SLACK)
+    on_cpu = _on_cpu(model)
+    batch, own = evened(batch) if even and on_cpu else (batch, slice(None))
+    stretches = stretches_of(batch.lengths, level=LEVEL, slack=SLACK, multiple=ROUND if on_cpu else 1)
     hidden = embed(model, batch)
     layers = _body(model).encoder.layer
     anew = model.training and any(getattr(layer, "gradient_checkpointing", False) for layer in layers)
@@ -182,8 +187,8 @@ def logits(model: Any, batch: Tokens, tap: Tap | None = None) -> Tensor:
         else:
             hidden = _trained_layer(layer, hidden, stretches, firsts, seed)
         if tap and tap.layer == number + 1:
-            tap.rows.append(means(batch, hidden.detach()))
-    return head(model, hidden).float()
+            tap.rows.append(means(batch, hidden.detach())[own])
+    return head(model, hidden)[own].float()
 
 
 def _trained_layer(layer: Any, hidden: Tensor, stretches: Stretches, firsts: Tensor | None, seed: int) -> Tensor:
@@ -327,6 +332,10 @@ def means(batch: Tokens, hidden: Tensor) -> Tensor:
 
     lengths = torch.from_numpy(batch.lengths).to(hidden.device)
     return torch.segment_reduce(hidden.float(), "mean", lengths=lengths, axis=0)
+
+
+def _on_cpu(model: Any) -> bool:
+    return bool(_body(model).embeddings.word_embeddings.weight.device.type == "cpu")
 
 
 def _level(hidden: Tensor) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
+from math import ceil
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,25 +24,26 @@ if TYPE_CHECKING:
 LEVEL, SLACK = 0.7, 32
 """In training a group of pairs is padded for attention alone, where its shortest has at least this share of the
 longest's tokens, or is at most so many shorter: many small groups cost more in calls than the padding does."""
+ROUND = 8
+"""On a CPU its pairs are padded to a multiple of so many tokens: steps have groups of the same shape then (`even`)."""
 
 
 @dataclass(frozen=True, eq=False)
 class Stretch:
-    """Pairs that attend in one call: neighbours of a batch, longest first, of these `lengths`; rows start..stop."""
+    """Pairs that attend in one call: neighbours of a batch, longest first, of these `lengths`; rows start..stop.
+
+    Each takes `longest` tokens, padding included.
+    """
 
     lengths: NDArray[np.int64]
     start: int
     stop: int
+    longest: int
 
     @property
     def count(self) -> int:
         """How many pairs."""
         return len(self.lengths)
-
-    @property
-    def longest(self) -> int:
-        """Tokens of the longest pair."""
-        return int(self.lengths[0])
 
     @property
     def level(self) -> bool:
@@ -90,10 +92,11 @@ class Stretches(list[Stretch]):
         return self._there[device]
 
 
-def stretches_of(lengths: NDArray[np.int64], *, level: float, slack: int = 0) -> Stretches:
+def stretches_of(lengths: NDArray[np.int64], *, level: float, slack: int = 0, multiple: int = 1) -> Stretches:
     """Cut a batch, longest first, where a pair is shorter than `level` of its stretch's longest (1: of one length).
 
-    Below 1 a pair that is at most `slack` tokens shorter than the longest belongs to the stretch too.
+    Below 1 a pair that is at most `slack` tokens shorter than the longest belongs to the stretch too. Its pairs
+    are padded to a `multiple` of tokens.
     """
     if level < 1:
         bounds = [0]
@@ -105,4 +108,7 @@ def stretches_of(lengths: NDArray[np.int64], *, level: float, slack: int = 0) ->
     else:
         cuts = equal_runs(lengths)
     ends = np.concatenate([[0], np.cumsum(lengths)])
-    return Stretches(Stretch(lengths[first:last], int(ends[first]), int(ends[last])) for first, last in cuts)
+    return Stretches(
+        Stretch(lengths[first:last], int(ends[first]), int(ends[last]), ceil(lengths[first] / multiple) * multiple)
+        for first, last in cuts
+    )
