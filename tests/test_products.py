@@ -15,7 +15,7 @@ BOUNDS = {torch.float32: 1e-5, torch.bfloat16: 0.05, torch.float64: 1e-12}
 @pytest.fixture(params=["as it is", "without the library"])
 def library(request, monkeypatch):
     if request.param == "without the library":
-        monkeypatch.setattr(products, "_laid_out_works", lambda dtype: False)
+        monkeypatch.setattr(products, "_there", lambda dtype: False)
 
 
 @pytest.mark.parametrize("activation", [None, "gelu", "gelu_new", "relu"])
@@ -32,6 +32,16 @@ def test_rows_come_out_as_by_torch(library, dtype, activation):
     torch.testing.assert_close(found.double(), expected.double(), rtol=0, atol=max(BOUNDS[dtype], 2e-6))
 
 
+@pytest.mark.parametrize("dtype", BOUNDS)
+def test_weights_that_change_give_what_torch_gives(library, dtype):
+    torch.manual_seed(0)
+    rows, weight, bias = torch.randn(70, 96), torch.randn(64, 96) / 10, torch.randn(64)
+    found = products.linear(rows.to(dtype), weight.to(dtype), bias.to(dtype))
+    assert found.dtype == dtype
+    expected = functional.linear(rows, weight, bias)
+    torch.testing.assert_close(found.double(), expected.double(), rtol=0, atol=max(BOUNDS[dtype], 2e-6))
+
+
 def test_any_view_of_weights_and_no_rows_at_all():
     weight = torch.randn(96, 64).t()
     linear = products.Linear(weight, torch.zeros(64), torch.float32)
@@ -42,12 +52,12 @@ def test_any_view_of_weights_and_no_rows_at_all():
 
 def test_a_torch_that_has_no_such_products_is_no_error(monkeypatch):
     monkeypatch.setattr(products, "_multiply", lambda *given: (_ for _ in ()).throw(AttributeError("no such thing")))
-    assert not products._laid_out_works.__wrapped__(torch.float32)
+    assert not products._there.__wrapped__(torch.float32)
 
 
 def test_products_that_are_wrong_are_not_taken(monkeypatch):
     monkeypatch.setattr(products, "_multiply", lambda rows, weight, bias, after: rows.new_zeros(5, 32))
-    assert not products._laid_out_works.__wrapped__(torch.float32)
+    assert not products._there.__wrapped__(torch.float32)
 
 
 def test_only_the_exact_gelu_is_it():

@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from rankwright.toolbox.engine.noise import Noise
-from rankwright.toolbox.engine.products import exact_gelu
+from rankwright.toolbox.engine.products import exact_gelu, linear
 from rankwright.toolbox.engine.stretches import Stretch, Stretches
 
 _aten = torch.ops.aten
@@ -123,15 +123,15 @@ class _Layer(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, plan: Plan, hidden: Tensor, *weights: Tensor) -> Tensor:
         cast, noise = _Weights.of(weights, plan.dtype), Noise(plan.seed)
-        mixed = functional.linear(hidden, *cast.mixing)
+        mixed = linear(hidden, *cast.mixing)
         attended = [_attend(mixed[one.start : one.stop], one, plan, noise) for one in plan.stretches]
         context = torch.cat([rows for rows, _ in attended]) if len(attended) > 1 else attended[0][0]
         rows = hidden if plan.firsts is None else hidden[plan.firsts]
-        first, dropped_first = _added(functional.linear(context, *cast.output), rows, noise, plan.rates[1])
+        first, dropped_first = _added(linear(context, *cast.output), rows, noise, plan.rates[1])
         between, *first_stats = _normed(first, weights[12:14], plan.epsilons[0])
-        wide = functional.linear(between, *cast.widen)
+        wide = linear(between, *cast.widen)
         active = functional.gelu(wide)
-        second, dropped_second = _added(functional.linear(active, *cast.narrow), between, noise, plan.rates[2])
+        second, dropped_second = _added(linear(active, *cast.narrow), between, noise, plan.rates[2])
         found, *second_stats = _normed(second, weights[14:16], plan.epsilons[1])
         ctx.plan = plan
         kept = [tensor for _, parts in attended for tensor in parts]
