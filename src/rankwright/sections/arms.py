@@ -110,7 +110,8 @@ class RerankSection(Section):
     max_length: int = Field(512, ge=8, description="tokens of a pair")
     precision: Scoring = Field(
         "balanced",
-        description="exact: fp32; balanced: the fastest way that keeps fp32's order for practical purposes; fast: int8",
+        description="exact: fp32; balanced: the fastest way that keeps fp32's order for practical purposes; "
+        "fast: int8, or bf16 where that is faster",
     )
     both_orders: bool = Field(
         False, description="score (query, document) and (document, query), and average: for symmetric tasks"
