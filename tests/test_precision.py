@@ -71,7 +71,9 @@ def test_a_walk_scores_by_the_first_way_that_dev_admits_and_tells_what_it_found(
         assert max(reranked(folder, "test", arm)) > 50
         assert max(reranked(folder, "dev", arm)) > 50
     told = result.table["provenance"]["precision"]
-    assert told.startswith("balanced; ")  # and each arm's figures, where they differ
+    assert (
+        told == judging._precisions("balanced", {arm: Decision.read(own) for arm, own in decided.items()})["precision"]
+    )
     assert "bf16 (top-10 overlap 1.000" in told
     assert "against fp32 on 5 queries" in told
     assert "bf16 (top-10 overlap 1.000" in (folder / "report/index.html").read_text()

@@ -21,12 +21,12 @@ MULTIPLE = 32
 """What divides the number of tokens of a batch."""
 
 
-def evened(batch: Tokens, multiple: int = MULTIPLE) -> tuple[Tokens, NDArray[np.int64]]:
-    """The batch with its number of tokens a multiple of `multiple`, and the positions of its own pairs in it.
+def evened(batch: Tokens) -> tuple[Tokens, NDArray[np.int64]]:
+    """The batch with its number of tokens a multiple of `MULTIPLE`, and the positions of its own pairs in it.
 
     What is added are pairs of one of its tokens, none longer than the longest; the longest still comes first.
     """
-    missing = -len(batch.ids) % multiple
+    missing = -len(batch.ids) % MULTIPLE
     if not missing:
         return batch, np.arange(len(batch))
     longest = int(batch.lengths[0])

@@ -86,8 +86,8 @@ class Packed:
 
     def __call__(self, batch: Tokens) -> Tensor:
         """The logits of the pairs, float32 (count,), in their order, which must be longest first."""
-        filled, own = evened(batch) if _on_cpu(self.model) else (batch, slice(None))
-        return self.onward(filled, self.begin(filled), 0)[own]
+        batch, own = evened(batch) if _on_cpu(self.model) else (batch, slice(None))
+        return self.onward(batch, self.begin(batch), 0)[own]
 
     def states(self, batch: Tokens) -> Tensor:
         """The hidden states after the last layer, (tokens, hidden), which need no head."""
