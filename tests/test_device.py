@@ -115,7 +115,10 @@ def test_a_busy_moment_does_not_decide(monkeypatch):
         return 3.0 if dtype == torch.float32 else 1.0
 
     monkeypatch.setattr(device, "_seconds", measure)
-    assert choose_precision("auto", "cpu") == ("bf16", "a matrix product is 3.0x as fast in bf16 as in fp32 on this CPU")
+    assert choose_precision("auto", "cpu") == (
+        "bf16",
+        "a matrix product is 3.0x as fast in bf16 as in fp32 on this CPU",
+    )
     assert made[:4] == [torch.float32, torch.bfloat16, torch.float32, torch.bfloat16]
 
 
