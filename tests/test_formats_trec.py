@@ -28,6 +28,15 @@ def test_a_run_comes_back_to_the_last_bit(tmp_path):
     assert trec.read_run(tmp_path / "x.run") == run
 
 
+def test_a_run_as_it_will_be_read_is_what_is_read(tmp_path):
+    run = Run({"q1": (("d2", np.float32(0.1)), ("d1", np.float32(-2.5))), "q2": (), "q3": (("d1", 1.0),)})
+    trec.write_run(tmp_path / "x.run", run, "tag")
+    expected = trec.as_read(run)
+    assert expected == trec.read_run(tmp_path / "x.run")
+    assert list(expected.rankings) == ["q1", "q3"]
+    assert all(type(score) is float for hits in expected.rankings.values() for _, score in hits)
+
+
 def test_ir_measures_reads_our_runs_as_we_do(tmp_path):
     trec.write_run(tmp_path / "x.run", RUN, "tag")
     theirs = {}

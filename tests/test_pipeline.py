@@ -15,6 +15,7 @@ import rankwright as rw
 from rankwright import config
 from rankwright.errors import ArtefactError, ConfigError, DataError, DiskError, ModelError
 from rankwright.pipeline import ROOMS, Walk, status
+from rankwright.pipeline.base import Site
 from rankwright.toolbox.formats import beir, flag, trec
 
 STAGES = (
@@ -424,6 +425,14 @@ def test_a_tuned_fusion_leaves_what_serving_it_takes(tmp_path, tiny_experiment):
     assert sum(kept["weights"].values()) == pytest.approx(1)
     assert set(kept["scales"]["prior"]) == {"mean", "spread"}
     assert f"hybrid: {kept['line']}" in lines
+
+
+def test_a_retriever_s_scorer_is_made_once_for_all_stages(finished, tiny_experiment, monkeypatch):
+    made = []
+    monkeypatch.setattr("rankwright.pipeline.base.pair_scorer", lambda *given: made.append(given[1]) or made.append)
+    site = Site.of(config.validate(tiny_experiment), finished)
+    assert site.pair_scorer("dense") is site.pair_scorer("dense")
+    assert made == ["dense"]
 
 
 # --------------------------------------------------------------------------------------- candidates without a tuned one

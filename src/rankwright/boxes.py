@@ -86,11 +86,12 @@ class Boxes:
         return self._candidates[key]
 
     def save_candidates(self, out: Path, runs: Mapping[str, Mapping[str, Run]]) -> None:
-        """Write every run, a file each."""
+        """Write every run, a file each, and keep them as they will be read."""
         self._candidates.clear()
         for name, splits in runs.items():
             for split, run in splits.items():
                 trec.write_run(out / f"{name}.{split}.run", run, name)
+                self._candidates[name, split] = trec.as_read(run)
 
     def groups(self, kind: str, place: str = MINE) -> list[Group]:
         """Training groups, ``labelled`` or ``unlabelled``, of the shared mine section or of a training's own."""

@@ -102,6 +102,7 @@ class Site:
     folder: RunFolder
     boxes: Boxes
     keys: dict[str, str] = field(default_factory=dict)
+    _pair_scorers: dict[str, PairScorer] = field(default_factory=dict)
 
     @classmethod
     def of(cls, experiment: Experiment, runs: Path) -> Site:
@@ -175,7 +176,12 @@ class Site:
         return self.boxes.candidates(self.plan.rerank_from, split) if there else Run()
 
     def pair_scorer(self, retriever: str) -> PairScorer:
-        """A retriever's scores of pairs of query and document."""
+        """A retriever's scores of pairs of query and document, once `retrieve` is done: made once, for all stages."""
+        if retriever not in self._pair_scorers:
+            self._pair_scorers[retriever] = self._made_pair_scorer(retriever)
+        return self._pair_scorers[retriever]
+
+    def _made_pair_scorer(self, retriever: str) -> PairScorer:
         splits = [split for split in SPLITS if split in self.boxes.collection.qrels]
         runs = {
             name: {split: self.boxes.candidates(name, split) for split in splits} for name in self._needed(retriever)

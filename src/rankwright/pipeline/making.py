@@ -6,7 +6,6 @@ not know whether a stage must be made, nor what becomes of the models.
 
 from __future__ import annotations
 
-import functools
 import shutil
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -118,7 +117,7 @@ class Making:
             runs={one: site.boxes.candidates(one, "train") for one in site.experiment.retrieve},
             dev=site.candidates("dev"),
             served=site.plan.rerank_from,
-            scorer=functools.cache(site.pair_scorer),
+            scorer=site.pair_scorer,
             scores_of=lambda model: site.score_with(model, rerank, site.experiment.train[name].precision),
             filter_of=self._teacher,
             depth=rerank.depth,

@@ -55,15 +55,20 @@ class Members:
 
     def standardised(self, pairs: Pairs) -> list[Values]:
         """Each member's scores of the pairs, in standard deviations from its own mean: float64 (pairs,) each."""
+        numbers = {query: number for number, query in enumerate(dict.fromkeys(query for query, _ in pairs))}
+        places = np.array([numbers[query] for query, _ in pairs], dtype=np.int64)
         return [
-            standardised(scorer(pairs), self._scales_of(name, [query for query, _ in pairs]))
+            standardised(scorer(pairs), self._scales_of(name, list(numbers))[places])
             for name, scorer in self.scorers.items()
         ]
 
-    def _scales_of(self, name: str, queries: Sequence[str]) -> list[Scale]:
+    def _scales_of(self, name: str, queries: Sequence[str]) -> Values:
+        """A member's scale for each query: float64 (queries, 3)."""
         if name in self.runs:
-            return [self._scales[name].get(query, _NOTHING) for query in queries]
-        return [self.common[name]] * len(queries)
+            known = [self._scales[name].get(query, _NOTHING) for query in queries]
+        else:
+            known = [self.common[name]] * len(queries)
+        return np.array(known, dtype=np.float64).reshape(-1, 3)
 
     @cached_property
     def common(self) -> dict[str, Scale]:

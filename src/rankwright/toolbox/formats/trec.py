@@ -94,6 +94,12 @@ def write_run(path: str | Path, run: Run, tag: str) -> None:
                 file.write(f"{query}\tQ0\t{document}\t{rank}\t{float(score)!r}\t{word}\n")
 
 
+def as_read(run: Run) -> Run:
+    """What `read_run` gives of a run that `write_run` has written."""
+    found = {query: tuple((one, float(score)) for one, score in hits) for query, hits in run.rankings.items()}
+    return Run({query: hits for query, hits in found.items() if hits})
+
+
 def read_qrels(path: str | Path, notes: Notes | None = None) -> Qrels:
     """Read qrels of 4 columns (``query 0 document grade``) or 3; repairs are counted in `notes`, or said aloud.
 
