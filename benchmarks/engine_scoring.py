@@ -1,7 +1,8 @@
 """The parts `score` and `flat` of engine.py: pairs a second beside the peers, and from a thousand pairs to a million.
 
 All systems are loaded at once, each in a process of its own (engine_worker.py), and measured in turn; the order is
-turned by one from round to round. Ratios are taken within a round, and their median is told.
+turned by one from round to round. Each round has pairs of its own, the same for all: a library that makes a kernel for
+each shape that it meets must not know them all beforehand. Ratios are taken within a round, and their median is told.
 """
 
 from __future__ import annotations
@@ -108,9 +109,13 @@ class Cell:
         self.name = f"{shape}, {workload}"
         self.folder = made.model(shape, options.work / shape)
         pairs = options.pairs or (2000 if (shape, workload) == ("minilm", "titles") else 600)
-        lists = made.lists(self.shape, made.WORKLOADS[workload], -(-pairs // made.CANDIDATES))
-        self.lengths = made.tokens(self.folder, lists)
-        self.files = {"all": self._write("all", lists), "one": self._write("one", lists[:1])}
+        drawn = [
+            made.lists(self.shape, made.WORKLOADS[workload], -(-pairs // made.CANDIDATES), seed=seed)
+            for seed in range(options.rounds + 1)
+        ]
+        self.lengths = np.concatenate([made.tokens(self.folder, lists) for lists in drawn[1:]])
+        self.warm, self.one = self._write("all", drawn[0]), self._write("one", drawn[0][:1])
+        self.rounds = [self._write(f"round-{number}", lists) for number, lists in enumerate(drawn[1:], start=1)]
         self.systems = [system for system in systems(options.words) if self._wanted(system)]
         self.processes: dict[str, Process] = {}
 
@@ -137,7 +142,7 @@ class Cell:
                 )
                 turn = number % len(self.systems)
                 for system in self.systems[turn:] + self.systems[:turn]:
-                    self._measure(system)
+                    self._measure(system, self.rounds[number])
         finally:
             for process in self.processes.values():
                 process.end()
@@ -163,11 +168,9 @@ class Cell:
         """Load, warm up and choose the batch size. Ours is warmed on all pairs: it looks at them before it decides."""
         process = self._process(system)
         loaded = process.ask(do="load", kind=system.kind)
-        answered = loaded if "error" in loaded else self._ask(system, "all" if system.ours else "one")
+        answered = loaded if "error" in loaded else self._ask(system, self.warm if system.ours else self.one)
         if "error" not in answered and system.tuned:
-            answered = process.ask(
-                do="tune", kind=system.kind, pairs=str(self.files["all"]), sample=self.options.tune_pairs
-            )
+            answered = process.ask(do="tune", kind=system.kind, pairs=str(self.warm), sample=self.options.tune_pairs)
             system.batch_size = answered.get("batch_size", system.batch_size)
         if "error" not in answered and system.ours:
             system.way = process.ask(do="way", kind=system.kind)["way"]
@@ -176,11 +179,11 @@ class Cell:
         told = system.error or system.way or f"loaded in {loaded['seconds']:.1f} s, batch size {system.batch_size}"
         print(f"{self.name}: {system.name}: {told}", file=sys.stderr, flush=True)
 
-    def _ask(self, system: System, pairs: str) -> dict:
+    def _ask(self, system: System, pairs: Path) -> dict:
         return self._process(system).ask(
             do="score",
             kind=system.kind,
-            pairs=str(self.files[pairs]),
+            pairs=str(pairs),
             mode=system.mode,
             batch_size=system.batch_size,
             limit=self.options.limit if system.mode == "per query" else 0,
@@ -190,18 +193,19 @@ class Cell:
     def _scores(self, system: System) -> Path:
         return self.options.work / f"scores-{system.name.replace(' ', '-').replace(',', '')}.npy"
 
-    def _measure(self, system: System) -> None:
+    def _measure(self, system: System, pairs: Path) -> None:
         if system.error:
             return
         time.sleep(0.3)  # the threads of the one before go to sleep
-        answered = self._ask(system, "all")
+        answered = self._ask(system, pairs)
         system.error = answered.get("error", "")
         if not system.error:
             system.rates.append(answered["pairs"] / answered["seconds"])
             print(f"{self.name}: {system.name}: {system.rates[-1]:.1f} pairs/s", file=sys.stderr, flush=True)
 
     def _table(self, peaks: dict[str, float]) -> list[str]:
-        lines = [f"### {self.name}: {len(self.lengths)} pairs, {self.lengths.mean():.1f} tokens on average", ""]
+        count = len(self.lengths) // len(self.rounds)
+        lines = [f"### {self.name}: {count} pairs a round, {self.lengths.mean():.1f} tokens on average", ""]
         if "error" in peaks:
             lines += [f"No ceilings of matrix products: {peaks['error']}", ""]
         else:
@@ -227,7 +231,7 @@ class Cell:
         return f"| {' | '.join(cells)} |"
 
     def _difference(self, system: System) -> str:
-        """From the first of ours, over the pairs that both scored: that all compute the same."""
+        """From the first of ours, over the pairs of the last round that both scored: that all compute the same."""
         reference = np.load(self._scores(self.systems[0]))
         found = np.load(self._scores(system))
         return f"{np.abs(found - reference[: len(found)]).max():.1e}"
