@@ -155,6 +155,15 @@ def test_where_arms_were_scored_in_different_ways_general_is_exact(begun, monkey
     assert general_ways(folder) == {"torch fp32"}
 
 
+def test_a_diagnosis_on_a_machine_that_lacks_the_way_decides_for_itself(begun, ladder, tiny_experiment):
+    _, folder = begun("balanced")
+    ladder[:] = [Way("another", off=1.0), Way("torch fp32")]
+    shutil.rmtree(folder / "diagnose")
+    shutil.rmtree(folder.parent / ".cache/scores")
+    rw.run(tiny_experiment, runs=folder.parent)  # by name the way that it lacks would raise
+    assert json.loads((folder / "diagnose/findings.json").read_text())["findings"]
+
+
 def test_a_way_that_this_machine_lacks_is_not_followed(begun, monkeypatch):
     monkeypatch.setattr(CachedScorer, "has", lambda self, way: False)
     _, folder = begun("balanced")

@@ -22,7 +22,7 @@ from rankwright.rooms.retrieve import RetrieveContext, pair_scorer
 from rankwright.sections import Experiment, FuseRetriever, Precision, RerankSection, Scoring, Section
 from rankwright.toolbox.device import choose_precision
 from rankwright.toolbox.engine import packed
-from rankwright.toolbox.engine.guard import Decision, Labels
+from rankwright.toolbox.engine.guard import Labels
 from rankwright.toolbox.formats import trec
 from rankwright.toolbox.model import SETTINGS, Reranker, read_settings
 from rankwright.toolbox.scorer import CachedScorer, both_orders
@@ -199,9 +199,8 @@ class Site:
         model: Model,
         precision: Scoring | None = None,
         max_length: int | None = None,
-        decision: Decision | None = None,
     ) -> tuple[Any, CachedScorer]:
-        """A model's scores of text pairs, cached, and what tells how they are computed (by a `decision`, as that)."""
+        """A model's scores of text pairs, cached, and what tells how they are computed."""
         section = self.experiment.rerank
         assert section
         scorer = CachedScorer(
@@ -211,7 +210,6 @@ class Site:
             max_length=max_length or section.max_length,
             precision=precision or section.precision,
             labels=self.guard_labels(),
-            decision=decision,
         )
         return (both_orders(scorer) if section.both_orders else scorer), scorer
 

@@ -159,7 +159,9 @@ class Judging:
         training = self.site.experiment.train.get(model.name) if model.kind == "train" else None
         mined = model.name if training and training.mine else MINE
         decided = self.site.boxes.decisions().get(arm)
-        scorer, _ = self.site.scorer(model, decision=decided)
+        scorer, cached = self.site.scorer(model)
+        if decided and cached.has(decided.backend):  # else this is another machine, which decides for itself
+            cached.follow(decided)
         exact, _ = self.site.scorer(model, precision="exact")
         chosen = self._choices()["arms"].get(arm)
         general_values, before = self._general_values(), self._before(arm)
