@@ -175,6 +175,19 @@ def test_adapters_are_trained_through(model):
     assert all(own.grad is not None for name, own in wrapped.named_parameters() if "query.lora_A" in name)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_padding_gets_no_share_by_what_is_added(dtype):
+    import torch
+
+    dtype = getattr(torch, dtype)
+    mask = torch.tensor([[True, True, True], [True, False, False]])[:, None, None, :]
+    logits = torch.randn(2, 4, 3, 3, dtype=dtype, generator=torch.Generator().manual_seed(0))
+    added = packed.bias(mask, dtype)
+    assert added.dtype == dtype
+    assert added.shape == mask.shape
+    assert torch.equal(logits + added, logits.masked_fill(~mask, -torch.inf))
+
+
 @pytest.mark.parametrize(("level", "slack"), [(1.0, 0), (0.7, 0), (0.3, 0), (0.7, 20), (0.7, 100)])
 def test_stretches_cover_a_batch_and_differ_no_more_than_said(level, slack):
     rng = np.random.default_rng(0)

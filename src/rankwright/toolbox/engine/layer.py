@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from rankwright.toolbox.engine.noise import Noise
 from rankwright.toolbox.engine.products import exact_gelu, linear
-from rankwright.toolbox.engine.stretches import Stretch, Stretches
+from rankwright.toolbox.engine.stretches import Stretch, Stretches, bias
 
 _aten = torch.ops.aten
 
@@ -215,7 +215,7 @@ def _attend(rows: Tensor, stretch: Stretch, plan: Plan, noise: Noise) -> tuple[T
     asked = query if plan.firsts is None else query[:, :1]
     logits = torch.bmm(asked, key.transpose(1, 2)).to(plan.precise).mul_(query.shape[-1] ** -0.5)
     if mask is not None:
-        logits.view(count, heads, -1, longest).masked_fill_(~mask, -torch.inf)
+        logits.view(count, heads, -1, longest).add_(bias(mask, logits.dtype))
     shares = logits.softmax(-1).to(plan.dtype)
     kept = noise.mask(shares.shape, plan.rates[0], shares.dtype)
     context = torch.bmm(shares if kept is None else shares * kept, value)

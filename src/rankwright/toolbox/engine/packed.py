@@ -20,7 +20,7 @@ import numpy as np
 from rankwright.toolbox.engine import ragged
 from rankwright.toolbox.engine.even import evened
 from rankwright.toolbox.engine.noise import Noise, seeds
-from rankwright.toolbox.engine.stretches import LEVEL, ROUND, SLACK, Stretch, Stretches, stretches_of
+from rankwright.toolbox.engine.stretches import LEVEL, ROUND, SLACK, Stretch, Stretches, bias, stretches_of
 
 if TYPE_CHECKING:
     import torch
@@ -271,7 +271,7 @@ def _attend_one(
     if small or (drop and mixed.device.type == "cpu"):
         precise = torch.promote_types(mixed.dtype, torch.float32)
         logits = (query @ key.transpose(-1, -2)).to(precise) * query.shape[-1] ** -0.5
-        shares = (logits if mask is None else logits.masked_fill(~mask, -torch.inf)).softmax(-1)
+        shares = (logits if mask is None else logits + bias(mask, precise)).softmax(-1)
         context = (drop[0].drop(shares, drop[1]) if drop else shares).to(value.dtype) @ value
     else:  # a GPU's kernel draws by itself, and keeps no shares
         rate = drop[1] if drop else 0.0

@@ -112,3 +112,13 @@ def stretches_of(lengths: NDArray[np.int64], *, level: float, slack: int = 0, mu
         Stretch(lengths[first:last], int(ends[first]), int(ends[last]), ceil(lengths[first] / multiple) * multiple)
         for first, last in cuts
     )
+
+
+def bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """What is added to attention's logits: 0 at tokens, -inf at padding; of the shape of the mask (1 at tokens).
+
+    On a CPU logits that are filled by a mask of another shape take ten times as long.
+    """
+    import torch
+
+    return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, -torch.inf)
