@@ -140,6 +140,23 @@ def test_rounding_leaves_the_model_itself_alone(bert):
     assert all((before[name] == tensor).all() for name, tensor in bert.state_dict().items())
 
 
+@pytest.mark.parametrize("kind", ["Bert", "XLMRoberta", "DebertaV2", "ModernBert"])
+@pytest.mark.parametrize("precision", ["float", "int8"])
+def test_no_score_is_the_result_of_a_product_which_bf16_would_round(kind, precision):
+    graph = openvino._converted(small_model(kind), precision)
+    assert min(weight.shape[0] for _, weight in openvino._linears(graph)) > 1
+
+
+def test_scores_in_bf16_have_more_digits_than_bf16(bert):
+    import torch
+
+    if not openvino.bf16_supported():
+        pytest.skip("this processor has no bf16")
+    batch = tokens_of([20] * 64)
+    found = torch.from_numpy(made("Bert", "bf16")[1](batch))
+    assert float((found == found.bfloat16().float()).float().mean()) < 0.1
+
+
 def test_bf16_is_close(bert):
     batch = tokens_of(np.random.default_rng(1).integers(4, 60, 60))
     assert np.corrcoef(made("Bert", "bf16")[1](batch), torch_logits(bert, batch))[0, 1] > 0.999

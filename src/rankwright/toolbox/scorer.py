@@ -43,7 +43,7 @@ WORDS = ("exact", "balanced", "fast")
 
 _ANY_LENGTH = sys.maxsize
 
-_SCHEME = "3"
+_SCHEME = "4"
 """Raised when a way computes other scores by the same name."""
 _LIBRARIES = ("torch", "transformers", "openvino", "onnxruntime")
 

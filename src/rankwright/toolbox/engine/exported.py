@@ -39,7 +39,7 @@ INT8_ROWS, INT8_INPUTS = 16, 64
 """Outputs and inputs that a layer has at least, to be int8. Of 16 and 32 inputs OpenVINO 2026.4 computes garbage in
 int8+bf16 on a CPU with AMX."""
 
-_FORMAT = 3
+_FORMAT = 4
 
 
 def chunks(lengths: NDArray[np.int64], *, padded: bool) -> list[NDArray[np.int64]]:
