@@ -333,17 +333,16 @@ def agree(options: argparse.Namespace) -> list[str]:
     first = options.words[0]
     lines = [f"{len(candidates)} queries x up to {COLLECTION_DEPTH} candidates, against {first}", ""]
     lines += [
-        "| precision | computed by | top-10 overlap | Kendall tau | nDCG@10 | change |",
+        "| precision | computed by | top-10 overlap | Kendall tau | nDCG@10 | change ± standard error |",
         "|---|---|---|---|---|---|",
     ]
     for word in options.words:
         both = list(zip(scores[first], scores[word], strict=True))
         overlap = np.mean([len(_top(a) & _top(b)) / min(10, len(a)) for a, b in both])
         tau = np.mean([kendalltau(a, b).statistic for a, b in both if len(a) > 1])
-        change = values[word].mean() - values[first].mean()
-        lines.append(
-            f"| {word} | {scored[word][1]} | {overlap:.4f} | {tau:.4f} | {values[word].mean():.4f} | {change:+.4f} |"
-        )
+        changes = values[word] - values[first]
+        told = f"{changes.mean():+.4f} ± {changes.std(ddof=1) / np.sqrt(len(changes)):.4f}"
+        lines.append(f"| {word} | {scored[word][1]} | {overlap:.4f} | {tau:.4f} | {values[word].mean():.4f} | {told} |")
     return lines
 
 
