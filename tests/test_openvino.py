@@ -146,13 +146,14 @@ def test_no_score_is_the_result_of_a_product_which_bf16_would_round(kind):
     assert min(weight.shape[0] for _, weight in openvino._linears(graph)) > 1
 
 
-def test_scores_in_bf16_have_more_digits_than_bf16(bert):
+@pytest.mark.parametrize("kind", ["Bert", "XLMRoberta", "DebertaV2", "ModernBert"])
+def test_scores_in_bf16_have_more_digits_than_bf16(kind):
     import torch
 
     if not openvino.bf16_supported():
         pytest.skip("this processor has no bf16")
-    batch = tokens_of([20] * 64)
-    found = torch.from_numpy(made("Bert", "bf16")[1](batch))
+    batch = tokens_of([20] * 64, typed=kind == "Bert")
+    found = torch.from_numpy(made(kind, "bf16")[1](batch))
     assert float((found == found.bfloat16().float()).float().mean()) < 0.1
 
 

@@ -102,7 +102,7 @@ class Site:
     folder: RunFolder
     boxes: Boxes
     keys: dict[str, str] = field(default_factory=dict)
-    _pair_scorers: dict[str, PairScorer] = field(default_factory=dict)
+    _pair_scorers: dict[str, PairScorer] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
     def of(cls, experiment: Experiment, runs: Path) -> Site:
