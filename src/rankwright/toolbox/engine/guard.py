@@ -10,8 +10,8 @@ of every way tried. Scores come from a callable. It does not know how they are c
 
 Chance may have made a change that is over its threshold by at most `_UNCLEAR` standard errors: one relevant document
 that moves from the first to the second rank changes the mean over 30 queries by 0.012. A MiniLM's bf16 (overlap 0.995)
-changed 880 queries of `seealso:` by +0.0011 and its int8 (0.984) by +0.0010, while 38% of samples of 30, and 41% of
-120, were beyond 0.002 for bf16, and 64% and 56% for int8: labels of so few queries say nothing that the overlap has not
+changed 880 queries of `seealso:` by -0.0002 and its int8 (0.984) by +0.0009, while 26% of samples of 30, and 23% of
+120, were beyond 0.002 for bf16, and 63% and 58% for int8: labels of so few queries say nothing that the overlap has not
 said better. Below those overlaps an unclear change counts, but first the sample is doubled, as long as the run pays for
 it: it is `RATIO` times as large. ``balanced`` asks for `RATIO_INT8` times for int8 where bf16 is there too, nearly as
 fast. Looking again after each doubling favours the lower precision a little.

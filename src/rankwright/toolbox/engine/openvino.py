@@ -248,14 +248,14 @@ def _sum_single_outputs(graph: Any) -> None:
     The result of a product is rounded to bf16, of which a score has 8 bits: 6% of the neighbours in the top ten were
     equal then, and their order was nobody's.
     """
-    op, library = _openvino().opset13, _openvino()
+    library = _openvino()
+    op = library.opset13
 
+    last = op.constant(np.array([-1], dtype=np.int64))
     for node, weight in _linears(graph):
         if weight.shape[0] == 1:
-            row = op.constant(weight.data.reshape(-1))
-            last = op.constant(np.array([-1], dtype=np.int64))
-            summed = op.reduce_sum(op.multiply(node.input_value(0), row), last, keep_dims=True)
-            library.utils.replace_node(node, summed)
+            products = op.multiply(node.input_value(0), op.constant(weight.data.reshape(-1)))
+            library.utils.replace_node(node, op.reduce_sum(products, last, keep_dims=True))
 
 
 def _round_weights(graph: Any) -> None:
