@@ -106,8 +106,9 @@ def test_a_weight_too_few_is_a_mistake(random_runs):
 def test_scores_are_standardised_by_their_own_scales():
     scales = [scale([1.0, 3.0]), scale([1.0, 3.0]), scale([0.1, 0.1, 0.1]), scale([])]
     assert scales[0] == (2.0, 1.0, 1.0)
-    assert standardised(np.array([4.0, np.nan, 0.1, 7.0], dtype=np.float32), scales).tolist() == [2.0, -1.0, 0.0, 0.0]
-    assert standardised(np.zeros(0), []).shape == (0,)
+    scores = np.array([4.0, np.nan, 0.1, 7.0], dtype=np.float32)
+    assert standardised(scores, np.array(scales)).tolist() == [2.0, -1.0, 0.0, 0.0]
+    assert standardised(np.zeros(0), np.zeros((0, 3))).shape == (0,)
 
 
 def test_equal_scores_have_no_spread_whatever_rounding_leaves_of_them():

@@ -176,7 +176,10 @@ class Site:
         return self.boxes.candidates(self.plan.rerank_from, split) if there else Run()
 
     def pair_scorer(self, retriever: str) -> PairScorer:
-        """A retriever's scores of pairs of query and document, once `retrieve` is done: made once, for all stages."""
+        """A retriever's scores of pairs of query and document, once `retrieve` is done.
+
+        Made once for all stages, and so kept: of BM25 with its index, of a fusion with the weights that dev chose.
+        """
         if retriever not in self._pair_scorers:
             self._pair_scorers[retriever] = self._made_pair_scorer(retriever)
         return self._pair_scorers[retriever]

@@ -70,15 +70,13 @@ def scale(own: Sequence[float]) -> Scale:
     return Scale(float(known.mean()), 0.0 if flat else spread, float(known.min()))
 
 
-def standardised(
-    scores: NDArray[np.floating[Any]], scales: Sequence[Scale] | NDArray[np.float64]
-) -> NDArray[np.float64]:
+def standardised(scores: NDArray[np.floating[Any]], scales: NDArray[np.float64]) -> NDArray[np.float64]:
     """Scores in standard deviations from the mean, each by its own scale: float64 (scores,).
 
-    As an array scales are (scores, 3), and read much faster. A score that is not a number counts as the lowest; where
-    there is no spread, the score is 0.
+    `scales` are (scores, 3), a `Scale` a row. A score that is not a number counts as the lowest; where there is no
+    spread, the score is 0.
     """
-    mean, spread, lowest = np.asarray(scales, dtype=np.float64).reshape(-1, 3).T
+    mean, spread, lowest = scales.T
     known = np.where(np.isnan(scores), lowest, scores.astype(np.float64))
     done: NDArray[np.float64] = np.where(spread > 0, (known - mean) / np.where(spread > 0, spread, 1.0), 0.0)
     return done
